@@ -1,0 +1,1 @@
+"""Typed settings: frozen dataclasses own every value, Hydra only composes them (see `compose.py`)."""

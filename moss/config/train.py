@@ -1,0 +1,207 @@
+"""Settings of a training run: the root `TrainConfig` and its sections."""
+
+import dataclasses
+from enum import StrEnum
+from pathlib import Path
+
+from moss.config.model import ModelConfig, TextTokenizerConfig
+from moss.config.schema import section
+from moss.config.tokenizer import TokenizerConfig
+from moss.config.tokenizer_training import TokenizerTrainingConfig
+
+
+class Task(StrEnum):
+    """What is trained."""
+
+    generator = "generator"
+    """A language model over codes, from shards."""
+    tokenizer = "tokenizer"
+    """The audio tokenizer itself, from waveforms."""
+
+
+class Overlong(StrEnum):
+    """What happens to an example longer than a micro-batch row."""
+
+    error = "error"
+    drop = "drop"
+
+
+@section
+class DataConfig:
+    """Which shards are read and how examples share rows."""
+
+    shards: list[Path] = dataclasses.field(default_factory=list)
+    """Folders written by data_prep/03_write_shards.py."""
+    train_split: str = "train"
+    validation_split: str = "heldout"
+    positions_per_micro_batch: int = 2048
+    """Budget of one packed row, in positions."""
+    micro_batches_per_step: int = 1
+    """Rows of one optimizer step over all ranks and accumulation; the order of training depends on nothing else."""
+    packing_window: int = 64
+    """How many upcoming examples packing may choose from."""
+    overlong: Overlong = Overlong.error
+    max_dropped_frac: float = 0.01
+    """With overlong=drop: more than this share of dropped examples is an error."""
+    duration_frac: float = 0.0
+    """Share of examples (drawn anew each epoch) whose prompt states the length in frames."""
+    num_workers: int = 0
+
+    def validate(self) -> list[str]:
+        """Ranges."""
+        problems = []
+        for name in ("positions_per_micro_batch", "micro_batches_per_step", "packing_window"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name}: must be at least 1, got {getattr(self, name)}")
+        for name in ("duration_frac", "max_dropped_frac"):
+            if not 0 <= getattr(self, name) <= 1:
+                problems.append(f"{name}: must be in [0, 1], got {getattr(self, name)}")
+        return problems
+
+
+@section
+class LossConfig:
+    """How the channels' losses become one."""
+
+    channel_weights: list[float] | None = None
+    """None: mean over all targets. Two numbers: weight of text and of all codebooks together. Or one per channel."""
+
+    def validate(self) -> list[str]:
+        """Weights that a mean can be made of."""
+        weights = self.channel_weights
+        if weights is not None and (not weights or min(weights) < 0 or max(weights) <= 0):
+            return [f"channel_weights: weights are 0 or more and at least one is positive, got {weights}"]
+        return []
+
+
+@section
+class OptimConfig:
+    """AdamW and its schedule, counted in optimizer steps."""
+
+    lr: float = 1e-4
+    min_lr_frac: float = 0.1
+    """The cosine ends at this share of `lr`."""
+    warmup_steps: int = 100
+    weight_decay: float = 0.1
+    """On matrices only; norms, biases and embeddings are not decayed."""
+    betas: tuple[float, ...] = (0.9, 0.95)
+    eps: float = 1e-8
+    max_grad_norm: float = 1.0
+
+    def validate(self) -> list[str]:
+        """Ranges."""
+        problems = [
+            f"{name}: must be positive, got {getattr(self, name)}"
+            for name in ("lr", "eps", "max_grad_norm")
+            if getattr(self, name) <= 0
+        ]
+        if self.warmup_steps < 0:
+            problems.append(f"warmup_steps: must be 0 or more, got {self.warmup_steps}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            problems.append(f"betas: expected two numbers in [0, 1), got {list(self.betas)}")
+        return problems
+
+
+class Precision(StrEnum):
+    """Arithmetic of forward and backward; master weights are always fp32."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Accelerator(StrEnum):
+    """Where training runs."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@section
+class ParallelConfig:
+    """One process per device; several processes are started by torchrun or srun, never by us."""
+
+    accelerator: Accelerator = Accelerator.auto
+    precision: Precision = Precision.fp32
+    cpu_threads: int = 0
+    """Threads of a CPU run; 0 leaves torch's choice. Part of the run's identity: sums depend on it bit by bit."""
+
+
+@section
+class CheckpointConfig:
+    """When checkpoints are written and how many stay."""
+
+    every_steps: int = 500
+    keep: int = 2
+    """The newest so many stay; the last one of a run is always kept."""
+
+    def validate(self) -> list[str]:
+        """Ranges."""
+        return [
+            f"{n}: must be at least 1, got {getattr(self, n)}" for n in ("every_steps", "keep") if getattr(self, n) < 1
+        ]
+
+
+@section
+class LoggerConfig:
+    """Where metrics go; `metrics.csv` in the run folder is always written."""
+
+    every_steps: int = 10
+    tensorboard: bool = True
+    wandb: bool = False
+    wandb_project: str = "moss"
+    wandb_offline: bool = False
+
+
+@section
+class ScheduleConfig:
+    """How long a run goes on."""
+
+    max_steps: int = 1000
+    validate_every_steps: int = 200
+    max_validation_examples: int = 200
+
+    def validate(self) -> list[str]:
+        """Ranges."""
+        names = ("max_steps", "validate_every_steps", "max_validation_examples")
+        return [f"{n}: must be at least 1, got {getattr(self, n)}" for n in names if getattr(self, n) < 1]
+
+
+@section
+class TrainConfig:
+    """Everything that decides a training run."""
+
+    task: Task = Task.generator
+    name: str = "moss"
+    """Human part of the run folder's name."""
+    runs_dir: Path = Path("runs")
+    seed: int = 0
+    model: ModelConfig
+    tokenizer: TokenizerConfig
+    text_tokenizer: TextTokenizerConfig = TextTokenizerConfig()
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logger: LoggerConfig = LoggerConfig()
+    tokenizer_training: TokenizerTrainingConfig = TokenizerTrainingConfig()
+
+    def validate(self) -> list[str]:
+        """Rules between sections."""
+        problems = []
+        if not self.name or "/" in self.name:
+            problems.append(f"name: must be one folder name, got {self.name!r}")
+        if self.optim.warmup_steps > self.schedule.max_steps:
+            problems.append(
+                f"optim.warmup_steps: {self.optim.warmup_steps} is more than "
+                f"schedule.max_steps={self.schedule.max_steps}"
+            )
+        if self.task is Task.generator and not self.data.shards:
+            problems.append("data.shards: is empty; name at least one folder written by data_prep/03_write_shards.py")
+        channels = 1 + self.model.num_codebooks
+        weights = self.loss.channel_weights
+        if weights is not None and len(weights) not in (2, channels):
+            problems.append(f"loss.channel_weights: expected 2 or {channels} numbers, got {len(weights)}")
+        return problems
