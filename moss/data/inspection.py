@@ -1,0 +1,106 @@
+"""Look at each recording once: does it decode, how long is it, is there sound in it.
+
+Results are remembered in a JSON Lines file keyed by path, size and time of change, so a run that was killed goes on
+where it stopped, and a second run decodes nothing.
+"""
+
+import dataclasses
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from moss.data.audio import read_audio
+from moss.data.files import append_jsonl, read_journal
+from moss.errors import DataError
+
+SILENCE_PEAK = 1e-3
+"""A recording whose largest absolute sample is below this (-60 dBFS) holds no speech."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What was found; `problem` is empty for a usable recording."""
+
+    path: str
+    size_bytes: int
+    changed_ns: int
+    sampling_rate_hz: int = 0
+    channels: int = 0
+    num_samples: int = 0
+    peak: float = 0.0
+    sha256: str = ""
+    problem: str = ""
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds; 0 where the file could not be decoded."""
+        return self.num_samples / self.sampling_rate_hz if self.sampling_rate_hz else 0.0
+
+
+def inspect_recording(path: Path) -> Inspection:
+    """Decode one recording and say what is wrong with it, if anything is; raises nothing for a bad file."""
+    try:
+        status = path.stat()
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        return Inspection(path=str(path), size_bytes=-1, changed_ns=0, problem=f"unreadable: {error.strerror}")
+    seen = Inspection(path=str(path), size_bytes=status.st_size, changed_ns=status.st_mtime_ns, sha256=sha256)
+    try:
+        samples, rate_hz = read_audio(path)
+    except DataError as error:
+        return dataclasses.replace(seen, problem=str(error).removeprefix(f"{path}: "))
+    problem, peak = "", 0.0
+    if not np.isfinite(samples).all():
+        problem = "non-finite samples (NaN or infinity)"
+    else:
+        peak = float(np.abs(samples.mean(axis=1)).max())
+        if peak < SILENCE_PEAK:
+            problem = f"silent: peak {peak:.1e} is below {SILENCE_PEAK:g}"
+    return dataclasses.replace(
+        seen,
+        sampling_rate_hz=rate_hz,
+        channels=samples.shape[1],
+        num_samples=samples.shape[0],
+        peak=peak,
+        problem=problem,
+    )
+
+
+class Inspector:
+    """`inspect_recording` with a memory on disk.
+
+    Args:
+        memory: The journal; made on first use.
+    """
+
+    def __init__(self, memory: Path) -> None:
+        self._memory = memory
+        self._known: dict[tuple[str, int, int], Inspection] = {}
+        names = {field.name for field in dataclasses.fields(Inspection)}
+        for row in read_journal(memory):
+            if set(row) == names:
+                seen = Inspection(**row)
+                self._known[(seen.path, seen.size_bytes, seen.changed_ns)] = seen
+
+    def __call__(self, path: Path) -> Inspection:
+        """What is known of a recording; decodes it unless this very file was seen before."""
+        absolute = Path(os.path.abspath(path))
+        known = self._known.get(_key(absolute))
+        if known is not None:
+            return known
+        seen = inspect_recording(absolute)
+        if seen.size_bytes >= 0:
+            append_jsonl(self._memory, dataclasses.asdict(seen), durable=False)
+            self._known[(seen.path, seen.size_bytes, seen.changed_ns)] = seen
+        return seen
+
+
+def _key(path: Path) -> tuple[str, int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return str(path), -1, 0
+    return str(path), status.st_size, status.st_mtime_ns

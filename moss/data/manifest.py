@@ -1,0 +1,123 @@
+"""`utterances.jsonl`: one recording with its text a line.
+
+Audio paths below the manifest's folder are stored relative to it, so the folder can be moved; `read_manifest` gives
+them back as paths that open from anywhere.
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moss.data.files import numbered_jsonl, write_jsonl
+from moss.data.split import HELDOUT, TRAIN
+from moss.errors import DataError
+
+_ID = re.compile(r"[\w+=@-]+")
+_MAX_ID_BYTES = 160
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Utterance:
+    """One recording and what is known of it."""
+
+    id: str
+    """Unique in the manifest; letters, digits and _ + = @ - only (it becomes a file name inside shards)."""
+    audio: str
+    """Path of the recording; empty for an evaluation request that has no recording of its own."""
+    text: str
+    language: str
+    """Two-letter code, or empty when unknown."""
+    speaker: str = ""
+    duration_s: float = 0.0
+    sha256: str = ""
+    """Of the audio file's bytes."""
+    licence: str = ""
+    split: str = ""
+    """"train", "heldout", or empty when no split was made."""
+    source: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Everything else the source said: instruction, tokens, quality, sound_event, ambient_sound, reference, ..."""
+
+
+_FIELDS = {f.name: f for f in dataclasses.fields(Utterance)}
+_TYPES: dict[str, type | tuple[type, ...]] = {"duration_s": (int, float), "extra": dict}
+"""Of the fields that are not strings."""
+_REQUIRED = ("id", "audio", "text", "language")
+
+
+def check_id(utterance_id: str, where: str) -> None:
+    """Refuse an id that cannot name a file inside a shard.
+
+    Raises:
+        DataError: Characters outside letters, digits and _ + = @ -, or more than 160 bytes.
+    """
+    if not _ID.fullmatch(utterance_id) or len(utterance_id.encode()) > _MAX_ID_BYTES:
+        raise DataError(
+            f"{where}: id {utterance_id!r} cannot name a shard member; use letters, digits and _ + = @ - only, at most "
+            f"{_MAX_ID_BYTES} bytes"
+        )
+
+
+def read_manifest(path: Path | str) -> list[Utterance]:
+    """Read and check a manifest; relative audio paths are resolved against its folder.
+
+    Raises:
+        DataError: Missing file, bad JSON, unknown, missing or mistyped fields, bad or duplicate ids; names `path:line`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; make it with data_prep/01_manifest.py")
+    utterances: list[Utterance] = []
+    seen: dict[str, int] = {}
+    for number, row in numbered_jsonl(path):
+        utterance = _utterance(row, f"{path}:{number}")
+        if utterance.id in seen:
+            raise DataError(f"{path}:{number}: duplicate id {utterance.id!r}, first used in line {seen[utterance.id]}")
+        seen[utterance.id] = number
+        audio = str(path.parent / utterance.audio) if utterance.audio else ""
+        utterances.append(dataclasses.replace(utterance, audio=audio))
+    return utterances
+
+
+def write_manifest(path: Path | str, utterances: Iterable[Utterance]) -> None:
+    """Write a manifest atomically; audio below its folder is stored as a relative path, other audio as absolute."""
+    folder = Path(path).absolute().parent
+    write_jsonl(path, (_row(utterance, folder) for utterance in utterances))
+
+
+def stored_path(audio: Path | str, folder: Path) -> str:
+    """How a recording's path is written in a file that lies in `folder`."""
+    absolute = Path(os.path.abspath(audio))
+    try:
+        return absolute.relative_to(os.path.abspath(folder)).as_posix()
+    except ValueError:
+        return str(absolute)
+
+
+def _row(utterance: Utterance, folder: Path) -> dict[str, Any]:
+    row = dataclasses.asdict(utterance)
+    row["audio"] = stored_path(utterance.audio, folder) if utterance.audio else ""
+    return row
+
+
+def _utterance(row: dict[str, Any], where: str) -> Utterance:
+    unknown = sorted(set(row) - set(_FIELDS))
+    missing = [name for name in _REQUIRED if name not in row]
+    if unknown or missing:
+        raise DataError(f"{where}: fields missing {missing}, unknown {unknown}; expected {sorted(_FIELDS)}")
+    for name, value in row.items():
+        kind = _TYPES.get(name, str)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise DataError(f"{where}: field {name!r} got {value!r}, expected {_type_name(kind)}")
+    check_id(row["id"], where)
+    if row.get("split", "") not in ("", TRAIN, HELDOUT):
+        raise DataError(f"{where}: split {row['split']!r}, expected '{TRAIN}', '{HELDOUT}' or ''")
+    return Utterance(**row)
+
+
+def _type_name(kind: type | tuple[type, ...]) -> str:
+    return " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))

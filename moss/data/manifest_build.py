@@ -1,0 +1,156 @@
+"""From candidates to a manifest: inspect each recording, put bad ones aside, split by text, write.
+
+Two kinds of loss are told apart: a recording that is bad is put into quarantine with its reason and counts against
+`max_bad_frac`; one that is merely not wanted (no speech, too short, too long) is counted under its reason.
+"""
+
+import dataclasses
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from moss.data.files import remove_leftovers
+from moss.data.inspection import Inspection, Inspector
+from moss.data.manifest import Utterance, write_manifest
+from moss.data.progress import track
+from moss.data.quarantine import FILE_NAME as QUARANTINE
+from moss.data.quarantine import Quarantine
+from moss.data.sources import Candidate
+from moss.data.split import normalised_text, split_of
+from moss.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "utterances.jsonl"
+MAX_MIXED_CHANNELS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestSettings:
+    """What makes a recording wanted."""
+
+    min_duration_s: float = 0.0
+    max_duration_s: float = float("inf")
+    heldout_frac: float = 0.2
+    max_bad_frac: float = 0.05
+    downmix: bool = False
+    """Accept more than two channels, mixed by their mean."""
+
+
+@dataclass(slots=True)
+class ManifestResult:
+    """What became of the candidates."""
+
+    utterances: list[Utterance] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    quarantined: int = 0
+    downmixed: int = 0
+
+    def lines(self) -> list[str]:
+        """What was not kept and why, for the summary."""
+        lines = [f"put aside (bad): {self.quarantined}", f"left out (not wanted): {self.left_out.total()}"]
+        lines += [f"  {reason}: {count}" for reason, count in self.left_out.most_common()]
+        if self.downmixed:
+            lines.append(f"mixed down to one channel: {self.downmixed}")
+        return lines
+
+
+def build_manifest(root: Path, candidates: Iterable[Candidate], settings: ManifestSettings) -> ManifestResult:
+    """Write `utterances.jsonl` and `quarantine.jsonl` in `root`.
+
+    Raises:
+        DataError: More than `max_bad_frac` of the recordings are bad (only the quarantine is written then), or nothing
+            is left, or settings that contradict each other.
+    """
+    if not 0 <= settings.min_duration_s < settings.max_duration_s:
+        raise DataError(
+            f"durations from {settings.min_duration_s} to {settings.max_duration_s} s leave nothing; "
+            "expected 0 <= min < max"
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(root)
+    inspect = Inspector(root / "inspected.jsonl")
+    quarantine = Quarantine(root / QUARANTINE, "manifest")
+    result = ManifestResult()
+    seen: set[str] = set()
+    listed = list(candidates)
+    for candidate in track(listed, "inspecting recordings", len(listed)):
+        if candidate.left_out:
+            result.left_out[candidate.left_out] += 1
+            continue
+        found = inspect(candidate.audio) if candidate.audio and not candidate.problem else None
+        problem = _problem(candidate, found, seen, inspect, settings)
+        seen.add(candidate.id)
+        unwanted = "" if problem or found is None else _unwanted(found, settings)
+        if problem:
+            quarantine.add(candidate.id, candidate.audio or "", problem)
+        elif unwanted:
+            result.left_out[unwanted] += 1
+        else:
+            result.utterances.append(_utterance(candidate, found, settings))
+            result.downmixed += found is not None and found.channels > 1
+    result.quarantined = len(quarantine.rejected)
+    quarantine.close(len(listed) - _not_looked_at(listed), settings.max_bad_frac)
+    if not result.utterances:
+        raise DataError(f"none of {len(listed)} recordings is left; " + "; ".join(result.lines()))
+    write_manifest(root / MANIFEST, result.utterances)
+    return result
+
+
+def _problem(
+    candidate: Candidate, found: Inspection | None, seen: set[str], inspect: Inspector, settings: ManifestSettings
+) -> str:
+    if candidate.id in seen:
+        return f"duplicate id {candidate.id!r}: the first one is kept"
+    if candidate.problem:
+        return candidate.problem
+    if not normalised_text(candidate.text):
+        return f"empty text: no letter or digit in {candidate.text!r}"
+    if found is not None:
+        if found.problem:
+            return found.problem
+        if found.channels > MAX_MIXED_CHANNELS and not settings.downmix:
+            return (
+                f"{found.channels} channels: which of them hold the speech is not known; extract those, or accept "
+                "their mean with --downmix"
+            )
+    for reference in candidate.references:
+        reason = inspect(reference).problem
+        if reason:
+            return f"reference {reference}: {reason}"
+    return ""
+
+
+def _unwanted(found: Inspection, settings: ManifestSettings) -> str:
+    if found.duration_s < settings.min_duration_s:
+        return f"shorter than {settings.min_duration_s:g} s"
+    if found.duration_s > settings.max_duration_s:
+        return f"longer than {settings.max_duration_s:g} s"
+    return ""
+
+
+def _utterance(candidate: Candidate, found: Inspection | None, settings: ManifestSettings) -> Utterance:
+    extra = dict(candidate.extra)
+    if found is not None and found.channels > 1:
+        extra["downmixed_channels"] = found.channels
+    utterance = Utterance(
+        id=candidate.id,
+        audio=os.path.abspath(candidate.audio) if candidate.audio else "",
+        text=candidate.text,
+        language=candidate.language,
+        speaker=candidate.speaker,
+        licence=candidate.licence,
+        split=split_of(candidate.text, settings.heldout_frac),
+        source=candidate.source,
+        extra=extra,
+    )
+    if found is None:
+        return utterance
+    return dataclasses.replace(utterance, duration_s=round(found.duration_s, 6), sha256=found.sha256)
+
+
+def _not_looked_at(listed: list[Candidate]) -> int:
+    return sum(bool(candidate.left_out) for candidate in listed)
