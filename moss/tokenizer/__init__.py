@@ -1,0 +1,1 @@
+"""Audio tokenizers: waveform to discrete codes and back."""
