@@ -1,0 +1,108 @@
+"""The LightningModule of every generator: one step of a packed row, loss as global sum over global count."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from moss.config.train import TrainConfig
+from moss.data.batch import TokenBatch
+from moss.loss import LossSums, channel_loss_sums, expand_channel_weights, weighted_mean
+from moss.model.delay import DelayModel
+from moss.model.flops import delay_training_flops
+from moss.training.optim import build_optimizer, build_scheduler
+
+
+class LitGenerator(LightningModule):
+    """Trains a generator.
+
+    Args:
+        model: The network; its state dict is the checkpoint's, without a prefix.
+        config: The run.
+    """
+
+    def __init__(self, model: DelayModel, config: TrainConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        weights = expand_channel_weights(config.loss.channel_weights, config.model.num_codebooks)
+        self.register_buffer("channel_weights", weights, persistent=False)
+        self._validation: LossSums | None = None
+        self.cursor = 0
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The network's tensors under the published names."""
+        return self.model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Load the network; always strict."""
+        return self.model.load_state_dict(state_dict, strict=True, assign=assign)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The step to go on with: what was trained, not what the loader has fetched ahead."""
+        checkpoint["moss_cursor"] = self.cursor
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See `on_save_checkpoint`."""
+        self.cursor = checkpoint["moss_cursor"]
+
+    def transfer_batch_to_device(self, batch: TokenBatch, device: torch.device, dataloader_idx: int) -> TokenBatch:
+        """Move the tensors."""
+        return batch.to(device)
+
+    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+        """Loss of one row, scaled so that a step's rows on all ranks add up to the mean over the whole step."""
+        sums = self._sums(batch)
+        loss = weighted_mean(sums.sums, batch.step_counts, self._weights())
+        # A row's share of the step's mean: the step's loss is the sum of its rows' shares.
+        rows = self.config.data.micro_batches_per_step
+        self.log("train/loss", loss.detach() * rows if rows > 1 else loss.detach())
+        for channel, value in enumerate(sums.sums.detach() / sums.counts.clamp(min=1)):
+            self.log(f"train/loss/{channel_name(channel)}", value)
+        self.cursor = batch.cursor
+        # Lightning divides by the accumulation and DDP averages over ranks; both are undone here.
+        return loss * rows
+
+    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        """Sums only; the mean is taken over the whole set."""
+        sums = self._sums(batch)
+        self._validation = sums if self._validation is None else self._validation + sums
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean over all validation targets, per channel and together."""
+        sums, self._validation = self._validation, None
+        if sums is None:
+            return
+        self.log("val/loss", weighted_mean(sums.sums, sums.counts, self._weights()))
+        for channel, value in enumerate(sums.sums / sums.counts.clamp(min=1)):
+            self.log(f"val/loss/{channel_name(channel)}", value)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW and the schedule, stepped once per optimizer step."""
+        optimizer = build_optimizer(self.model, self.config.optim)
+        scheduler = build_scheduler(optimizer, self.config.optim, self.config.schedule.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Log the rate that this step uses."""
+        self.log("optim/lr", optimizer.param_groups[0]["lr"])
+
+    def work(self, batch: TokenBatch) -> tuple[int, float]:
+        """Positions of a row and the floating-point work that its labels require."""
+        counts = (batch.labels >= 0).sum(dim=(0, 1)).tolist()
+        return batch.num_positions, delay_training_flops(self.config.model, batch.document_lengths, counts)
+
+    def _sums(self, batch: TokenBatch) -> LossSums:
+        hidden = self.model(batch.tokens, document_lengths=batch.document_lengths).hidden
+        return channel_loss_sums(hidden, batch.labels, self.model.head_weight)
+
+    def _weights(self) -> Tensor | None:
+        weights = self.channel_weights
+        assert weights is None or isinstance(weights, Tensor)
+        return weights
+
+
+def channel_name(channel: int) -> str:
+    """`text`, `codebook_00`, `codebook_01`, ..."""
+    return "text" if channel == 0 else f"codebook_{channel - 1:02d}"

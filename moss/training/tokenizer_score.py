@@ -1,0 +1,86 @@
+"""Held-out quality of a tokenizer while it is trained: intelligibility of reconstructions, and use of the codes."""
+
+import logging
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moss.data.audio import resample
+from moss.errors import ConfigError
+from moss.spec import TokenizerSpec
+from moss.tokenizer.codebook_health import CodebookHealth, codebook_health, count_codes
+
+if TYPE_CHECKING:
+    from moss.tokenizer.interface import AudioTokenizer
+
+logger = logging.getLogger(__name__)
+
+SCORING_RATE_HZ = 16_000
+
+
+class HeldoutScores:
+    """Collects STOI and code counts over clips.
+
+    Args:
+        spec: Of the tokenizer.
+    """
+
+    def __init__(self, spec: TokenizerSpec) -> None:
+        self._spec = spec
+        self._counts = torch.zeros(spec.num_codebooks, spec.codebook_size, dtype=torch.int64)
+        self.stoi: list[float] = []
+        self.unscored = 0
+        """Clips too short for STOI's 30 frames of speech; their codes count all the same."""
+
+    def add(self, tokenizer: "AudioTokenizer", wave: Tensor) -> None:
+        """Reconstruct one clip (N,) and score it.
+
+        Raises:
+            ConfigError: The package pystoi is missing.
+        """
+        (codes,) = tokenizer.encode([wave])
+        (generated,) = tokenizer.decode([codes], [wave.numel()])
+        self._counts += count_codes(codes, self._spec.codebook_size)
+        score = stoi(wave, generated, self._spec.sampling_rate_hz)
+        if score is None:
+            self.unscored += 1
+        else:
+            self.stoi.append(score)
+
+    @property
+    def health(self) -> CodebookHealth:
+        """Use of each codebook over all clips."""
+        return codebook_health(self._counts)
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers for a logger."""
+        health = self.health
+        metrics = {f"used_frac/codebook_{i:02d}": used for i, used in enumerate(health.used_frac)}
+        metrics |= {f"perplexity/codebook_{i:02d}": value for i, value in enumerate(health.perplexity)}
+        metrics["used_frac"] = health.lowest_used_frac
+        if self.stoi:
+            metrics["stoi"] = float(np.mean(self.stoi))
+        return metrics
+
+
+def stoi(target: Tensor, generated: Tensor, sampling_rate_hz: int) -> float | None:
+    """Short-time objective intelligibility at 16 kHz, not extended; None where too little speech is left to score.
+
+    Raises:
+        ConfigError: The package pystoi is missing.
+    """
+    try:
+        import pystoi
+    except ModuleNotFoundError as error:
+        raise ConfigError("scoring a tokenizer needs the package pystoi: pip install 'moss[eval]'") from error
+    pair = [resample(wave.cpu().numpy(), sampling_rate_hz, SCORING_RATE_HZ) for wave in (target, generated)]
+    with warnings.catch_warnings():
+        # pystoi warns and returns a constant when fewer than 30 frames hold speech; that constant is not a score.
+        warnings.simplefilter("error", RuntimeWarning)
+        try:
+            return float(pystoi.stoi(*pair, SCORING_RATE_HZ, extended=False))
+        except RuntimeWarning:
+            return None
