@@ -1,0 +1,1 @@
+"""Scoring: metrics, backends, records, aggregation and the report. Imports neither lightning nor `moss.training`."""

@@ -1,0 +1,1 @@
+"""Pure functions on text, vectors and waveforms; no file, no model, no state."""

@@ -1,0 +1,1 @@
+"""Benchmarks: what is scored, against what, and which rows its table has."""
