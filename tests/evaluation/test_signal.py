@@ -1,0 +1,58 @@
+import warnings
+
+import numpy as np
+import pytest
+
+from moss.errors import EvaluationError
+from moss.evaluation.metrics.signal import duration_error, pesq_nb_16k, pesq_wb, stoi
+from tests.evaluation.signals import voice
+
+METRICS = [pesq_nb_16k, pesq_wb, stoi]
+CLIP = voice(1.5)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(
+    ("reference", "degraded", "reason"),
+    [
+        (CLIP, np.zeros_like(CLIP), "degraded clip is silent"),
+        (np.zeros_like(CLIP), CLIP, "reference clip is silent"),
+        (CLIP, CLIP[:0], "degraded clip is empty"),
+        (CLIP[None], CLIP, "expected mono"),
+        (CLIP, np.where(np.arange(CLIP.size) == 5, np.nan, CLIP), "not finite"),
+    ],
+)
+def test_clips_that_cannot_be_scored(metric, reference, degraded, reason):
+    with pytest.raises(EvaluationError, match=reason):
+        metric(reference, degraded)
+
+
+@pytest.mark.parametrize("metric", [pesq_nb_16k, pesq_wb])
+def test_pesq_needs_a_quarter_of_a_second(metric):
+    with pytest.raises(EvaluationError, match="at least 1/4 of a second"):
+        metric(CLIP[:3200], CLIP[:3200])
+
+
+@pytest.mark.parametrize("metric", [pesq_nb_16k, pesq_wb])
+def test_pesq_reports_what_the_library_reports(metric):
+    quiet = CLIP * 1e-30
+    with pytest.raises(EvaluationError, match=r"PESQ-.. failed: .+ \(\w+Error\)"):
+        metric(quiet, CLIP)
+
+
+def test_stoi_of_too_little_speech_is_an_error_and_not_1e_5():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(EvaluationError, match="less than 30 frames"):
+            stoi(CLIP[:3200], CLIP[:3200])
+
+
+def test_pairs_are_cut_to_the_shorter():
+    assert stoi(CLIP, CLIP[:-4000]) == pytest.approx(1.0)
+
+
+def test_duration_error_is_relative_to_the_target():
+    assert duration_error(2.0, 4.0) == duration_error(6.0, 4.0) == 0.5
+    assert duration_error(4.0, 4.0) == 0.0
+    with pytest.raises(EvaluationError, match="longer than 0 s"):
+        duration_error(1.0, 0.0)

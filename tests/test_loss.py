@@ -1,0 +1,107 @@
+"""Cross-entropy as sum and count: chunks, cuts into micro-batches and weights change nothing they should not."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from moss.errors import ConfigError
+from moss.loss import LossSums, channel_loss_sums, expand_channel_weights, weighted_mean
+from moss.spec import IGNORE_LABEL
+
+SIZES = [30, 11, 11, 11]
+
+
+@pytest.fixture
+def case() -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Hidden states (2, 20, 8), labels (2, 20, 4) with gaps, and one head per channel."""
+    random = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, 20, 8, generator=random)
+    labels = torch.stack([torch.randint(0, size, (2, 20), generator=random) for size in SIZES], dim=2)
+    labels[torch.rand(labels.shape, generator=random) < 0.3] = IGNORE_LABEL
+    heads = [torch.randn(size, 8, generator=random) for size in SIZES]
+    return hidden, labels, heads
+
+
+def with_gradients(case: tuple[Tensor, Tensor, list[Tensor]], chunk: int) -> tuple[Tensor, list[Tensor]]:
+    hidden, labels, heads = case
+    leaves = [tensor.clone().requires_grad_() for tensor in (hidden, *heads)]
+    result = channel_loss_sums(leaves[0], labels, lambda channel: leaves[1 + channel], chunk)
+    weighted_mean(result.sums, result.counts, None).backward()
+    return result.sums.detach(), [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+
+def test_sums_and_counts_are_those_of_plain_cross_entropy(case: tuple[Tensor, Tensor, list[Tensor]]) -> None:
+    hidden, labels, heads = case
+    result = channel_loss_sums(hidden, labels, heads.__getitem__)
+    assert torch.equal(result.counts, (labels != IGNORE_LABEL).sum(dim=(0, 1)))
+    for channel, head in enumerate(heads):
+        logits = functional.linear(hidden, head).flatten(0, 1)
+        want = functional.cross_entropy(logits, labels[..., channel].flatten(), reduction="sum")
+        torch.testing.assert_close(result.sums[channel], want)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 26])
+def test_chunks_change_neither_loss_nor_gradients(case: tuple[Tensor, Tensor, list[Tensor]], chunk: int) -> None:
+    whole_sums, whole = with_gradients(case, 4096)
+    sums, gradients = with_gradients(case, chunk)
+    torch.testing.assert_close(sums, whole_sums, rtol=1e-6, atol=0)
+    assert len(gradients) == len(whole) == 5
+    for mine, theirs in zip(gradients, whole, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 0.5, 0.0, 2.0])])
+def test_cut_into_micro_batches_gives_the_same_loss(
+    case: tuple[Tensor, Tensor, list[Tensor]], weights: Tensor | None
+) -> None:
+    hidden, labels, heads = case
+    whole = channel_loss_sums(hidden, labels, heads.__getitem__)
+    parts = [
+        channel_loss_sums(h, y, heads.__getitem__)
+        for h, y in zip(hidden.flatten(0, 1).split([3, 17, 20]), labels.flatten(0, 1).split([3, 17, 20]), strict=True)
+    ]
+    added = parts[0] + parts[1] + parts[2]
+    assert torch.equal(added.counts, whole.counts)
+    want = weighted_mean(whole.sums, whole.counts, weights)
+    assert abs(weighted_mean(added.sums, added.counts, weights) - want) <= 1e-6 * want
+    # What training does: every micro-batch is divided by the counts of the whole step, and the shares are added.
+    shares = sum(weighted_mean(part.sums, whole.counts, weights) for part in parts)
+    assert abs(shares - want) <= 1e-6 * want
+
+
+def test_channel_without_targets_adds_nothing() -> None:
+    sums, counts = torch.tensor([4.0, 0.0]), torch.tensor([2, 0])
+    assert weighted_mean(sums, counts, None) == 2.0
+    assert weighted_mean(sums, counts, torch.tensor([1.0, 1.0])) == 1.0
+    empty = channel_loss_sums(torch.zeros(1, 3, 8), torch.full((1, 3, 2), IGNORE_LABEL), lambda _: torch.zeros(5, 8))
+    assert empty.sums.tolist() == [0.0, 0.0]
+    assert weighted_mean(empty.sums, empty.counts, None) == 0.0
+    assert isinstance(empty + empty, LossSums)
+
+
+@pytest.mark.parametrize(
+    ("weights", "num_codebooks", "expanded"),
+    [
+        (None, 3, None),
+        ([1, 6], 3, [1.0, 2.0, 2.0, 2.0]),
+        ([1, 6], 1, [1.0, 6.0]),
+        ([1, 2, 3, 4], 3, [1.0, 2.0, 3.0, 4.0]),
+    ],
+)
+def test_forms_of_weights(weights: list[float] | None, num_codebooks: int, expanded: list[float] | None) -> None:
+    result = expand_channel_weights(weights, num_codebooks)
+    assert (None if result is None else result.tolist()) == expanded
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0, 2.0, 3.0], r"has 3 values; give 2 \(text, audio in all\) or 4 \(text and 3 codebooks\)"),
+        ([1.0, -1.0], r"\[1\.0, -1\.0\]: weights are ≥ 0 and at least one is positive"),
+        ([0.0, 0.0], "at least one is positive"),
+    ],
+)
+def test_wrong_weights(weights: list[float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        expand_channel_weights(weights, 3)
