@@ -16,7 +16,8 @@ def print_summary(summary: Summary, stream: TextIO | None = None) -> None:
 
     stream = stream or sys.stdout
     console = Console(file=stream, width=None if stream.isatty() else 160, highlight=False)
-    table = Table(title=f"{summary.benchmark} (protocol {summary.protocol})", title_justify="left")
+    title = f"{summary.benchmark} (protocol {summary.protocol})"
+    table = Table(title=title, title_justify="left", show_lines=True)
     table.add_column("row")
     metrics = list(summary.labels)
     for metric in metrics:
@@ -39,4 +40,4 @@ def coverage(scores: list[Score]) -> str:
 def _cell(metric: Metric, score: Score | None) -> str:
     if score is None:
         return "n/a"
-    return f"{show_value(metric, score.mean)} {show_interval(metric, score)}".strip()
+    return f"{show_value(metric, score.mean)}\n{show_interval(metric, score)}".strip()

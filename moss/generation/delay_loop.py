@@ -58,6 +58,11 @@ class _State:
         self.seen = seen.scatter(2, valid, True)
 
 
+def new_positions(num_frames: int, num_codebooks: int) -> int:
+    """Positions of an assistant's turn: start, slots, delay slots, end, end of turn."""
+    return num_frames + num_codebooks + 2
+
+
 @torch.inference_mode()
 def generate_delay(
     model: DelayModel,
@@ -79,7 +84,7 @@ def generate_delay(
         GenerationError: A prompt and its budget overrun the model's longest sequence.
     """
     special, num_codebooks = model.config.special_tokens, model.config.num_codebooks
-    budget = max_new_positions or config.max_frames + num_codebooks + 3
+    budget = max_new_positions or new_positions(config.max_frames, num_codebooks)
     longest = max(len(prompt) for prompt in prompts)
     if longest + budget > model.config.max_positions:
         raise GenerationError(

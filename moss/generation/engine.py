@@ -25,7 +25,7 @@ from moss.data.shard_writer import to_npy
 from moss.data.text_tokenizer import build_text_tokenizer
 from moss.errors import CheckpointError, GenerationError, MossError
 from moss.generation.delay_codes import audio_segments
-from moss.generation.delay_loop import Decoded, generate_delay
+from moss.generation.delay_loop import Decoded, generate_delay, new_positions
 from moss.generation.requests import Request, check_unique, request_seed
 from moss.model.checkpoint import WEIGHTS_FILE, load_generator
 from moss.sequence.layout import DelayLayout
@@ -141,8 +141,8 @@ class Engine:
         reference = None if request.reference is None else self._encode(request.reference, loudness=True)
         prompt = ExampleBuilder.prompt(request.text, request.language, request.tokens, reference)
         rows = self.layout.conversation(prompt)
-        room = self.model.config.max_positions - len(rows) - self.model.config.num_codebooks - 3
-        if room < self.config.max_frames:
+        wanted = new_positions(self.config.max_frames, self.model.config.num_codebooks)
+        if len(rows) + wanted > self.model.config.max_positions:
             raise GenerationError(
                 f"the prompt has {len(rows)} positions and {self.config.max_frames} frames may follow, but the model "
                 f"holds {self.model.config.max_positions}; shorten the text or the reference, or lower max_frames"
@@ -170,6 +170,8 @@ class Engine:
             if not segments:
                 return row | {"error": "the model made no complete frame of audio"}
             codes = torch.cat([segment.codes[segment.num_given :] for segment in segments]).clamp(max=size)
+            # A turn that was cut spent the positions of its closing rows on frames.
+            codes = codes[: self.config.max_frames]
             row |= {"wav": f"wavs/{request.id}.wav", "codes": f"codes/{request.id}.npy", "frames": len(codes)}
             write_bytes(output / row["codes"], to_npy(codes.numpy().astype(np.uint16)))
             self._write(output / row["wav"], codes)

@@ -147,18 +147,18 @@ def test_an_overlong_example_is_named(
 def test_overlong_examples_are_dropped_up_to_a_share(
     datasets: list[ShardDataset], caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = dataclasses.replace(CONFIG, positions_per_micro_batch=34, overlong=Overlong.drop, max_dropped_frac=0.9)
+    config = dataclasses.replace(CONFIG, positions_per_micro_batch=38, overlong=Overlong.drop, max_dropped_frac=0.9)
     with caplog.at_level(logging.WARNING):
         kept = stream(datasets, config)
         heldout = validation_batches(datasets, builder(), config, 10)
     assert 0 < kept.num_examples < NUM_TRAIN
     dropped = NUM_TRAIN - kept.num_examples
-    assert caplog.messages[0] == f"dropped {dropped} of {NUM_TRAIN} examples longer than 34 positions"
+    assert caplog.messages[0] == f"dropped {dropped} of {NUM_TRAIN} examples longer than 38 positions"
     assert sum(len(batch.utterance_ids) for batch in heldout) < 5
     names = {name for row in take(kept, 60) for name in row.utterance_ids}
     assert len(names) <= kept.num_examples
     strict = dataclasses.replace(config, max_dropped_frac=0.01)
-    message = rf"{dropped} of {NUM_TRAIN} examples are longer than data\.positions_per_micro_batch=34, more than "
+    message = rf"{dropped} of {NUM_TRAIN} examples are longer than data\.positions_per_micro_batch=38, more than "
     with pytest.raises(DataError, match=message + r"data\.max_dropped_frac=0\.01; raise one of them"):
         stream(datasets, strict)
 

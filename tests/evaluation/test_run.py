@@ -114,7 +114,8 @@ def test_table(folder):
     stream = io.StringIO()
     print_summary(run(folder), stream)
     printed = stream.getvalue()
-    assert re.search(r"ground truth +│ +0\.0 % \[0\.0, 0\.0\] │ +0\.\d{3} \[0\.\d{3}, 0\.\d{3}\] │", printed)
+    assert re.search(r"ground truth +│ +0\.0 % │ +0\.\d{3} │ +0\.0 % │ +4 / 4 │", printed)
+    assert re.search(r"\[0\.0, 0\.0\] │ \[0\.\d{3}, 0\.\d{3}\] │", printed)
     assert "SIM (fake)" in printed
     assert "1 / 2" in printed
     assert "- 3 scores are missing:" in printed

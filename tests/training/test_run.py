@@ -1,0 +1,194 @@
+"""Whole runs of a dozen steps: folders, retention, sweeps, and everything that must stop one."""
+
+import csv
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from moss.config.compose import from_yaml, run_command
+from moss.config.identity import run_folder
+from moss.config.train import TrainConfig
+from moss.data.shard import ShardDataset
+from moss.errors import CheckpointError, ConfigError, DataError
+from moss.model.checkpoint import load_generator
+from moss.training.checkpoint import StepCheckpoints, complete_checkpoints
+from moss.training.lit_lm import LitGenerator
+from moss.training.run import train
+from tests.tiny import tiny_config, tiny_overrides, tiny_shards
+
+
+class Stop(Exception):
+    """Stands for a kill."""
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_shards(tmp_path_factory.mktemp("data") / "shards")
+
+
+def steps_of(folder: Path) -> list[int]:
+    return [int(path.name[-8:]) for path in complete_checkpoints(folder / "checkpoints")]
+
+
+def logged(folder: Path) -> list[tuple[str, str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [(step, key, value) for step, key, value in list(csv.reader(file))[1:] if not key.startswith("perf/")]
+
+
+def test_what_a_run_leaves(shards: Path, tmp_path: Path) -> None:
+    config = tiny_config(shards, tmp_path / "runs", checkpoint__keep=2)
+    folder = train(config)
+    assert folder == run_folder(config)
+    assert (tmp_path / "runs" / "latest").resolve() == folder.resolve()
+    assert steps_of(folder) == [8, 12]
+    assert from_yaml(TrainConfig, folder / "config.yaml") == config
+    record = json.loads((folder / "run.json").read_text())
+    assert record["seed"] == 0
+    assert record["starts"][0]["versions"]["torch"]
+    keys = {key for _, key, _ in logged(folder)}
+    assert {"train/loss", "train/loss/text", "train/loss/codebook_03", "val/loss", "val/loss/codebook_00"} <= keys
+    assert {"optim/lr", "optim/grad_norm"} <= keys
+    rates = [float(value) for _, key, value in logged(folder) if key == "optim/lr"]
+    assert rates[:2] == pytest.approx([config.optim.lr / 2, config.optim.lr])
+    model, card = load_generator(folder / "checkpoints" / "step-00000012")
+    assert (card.step, card.tokenizer["fingerprint"]) == (12, "0123456789abcdef")
+    assert model.config == config.model
+    # Started again it has nothing to do.
+    before = (folder / "metrics.csv").read_bytes()
+    assert train(config) == folder
+    assert (folder / "metrics.csv").read_bytes() == before
+
+
+def test_validation_at_a_checkpointed_step_is_neither_lost_nor_doubled(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = {"schedule__validate_every_steps": 4, "checkpoint__every_steps": 4}
+    whole = tiny_config(shards, tmp_path / "whole", **both)
+    train(whole)
+    stopped = tiny_config(shards, tmp_path / "stopped", **both)
+    training_step = LitGenerator.training_step
+
+    def step_until_6(self: LitGenerator, batch: Any, batch_idx: int) -> Any:
+        if batch.step == 6:
+            raise Stop
+        return training_step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LitGenerator, "training_step", step_until_6)
+        with pytest.raises(Stop):
+            train(stopped)
+    train(stopped)
+    assert logged(run_folder(stopped)) == logged(run_folder(whole))
+    validated = [step for step, key, _ in logged(run_folder(whole)) if key == "val/loss"]
+    assert len(validated) == len(set(validated)) == 3
+
+
+def test_a_sweep_gives_each_job_its_folder(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    words = tiny_overrides(shards, tmp_path / "runs", schedule__max_steps=3)
+    words += ["-m", f"hydra.sweep.dir={tmp_path / 'sweep'}", "optim.lr=1e-3,2e-3"]
+    assert run_command(TrainConfig, "train", train, words) == 0
+    folders = [path for path in (tmp_path / "runs").iterdir() if not path.is_symlink()]
+    assert len(folders) == 2
+    assert {from_yaml(TrainConfig, folder / "config.yaml").optim.lr for folder in folders} == {1e-3, 2e-3}
+    assert [steps_of(folder) for folder in folders] == [[3], [3]]
+
+
+def test_a_non_finite_gradient_stops_before_the_optimizer(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(shards, tmp_path)
+    training_step = LitGenerator.training_step
+    seen: dict[str, Any] = {}
+
+    def poisoned(self: LitGenerator, batch: Any, batch_idx: int) -> Any:
+        loss = training_step(self, batch, batch_idx)
+        if batch.step != 5:
+            return loss
+        seen.update(
+            names=batch.utterance_ids, module=self, weights={k: v.clone() for k, v in self.state_dict().items()}
+        )
+        return loss * float("nan")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LitGenerator, "training_step", poisoned)
+        with pytest.raises(DataError) as caught:
+            train(config)
+    assert f"step 5: the gradient is not finite; utterances: {', '.join(seen['names'])}. Look" in str(caught.value)
+    after = seen["module"].state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in seen["weights"].items())
+    assert steps_of(run_folder(config)) == [4]
+
+
+def test_other_shards_under_a_run(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_shards(tmp_path / "shards")
+    config = tiny_config(folder, tmp_path / "runs")
+    save = StepCheckpoints._save
+
+    def save_and_stop(self: StepCheckpoints, trainer: Any) -> None:
+        save(self, trainer)
+        raise Stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StepCheckpoints, "_save", save_and_stop)
+        with pytest.raises(Stop):
+            train(config)
+    then = ShardDataset(folder).fingerprint
+    tiny_shards(folder, seed=1)
+    now = ShardDataset(folder).fingerprint
+    message = rf"the shards have changed since the checkpoint \(fingerprint {then} then, {now} now\); restore them, or"
+    with pytest.raises(CheckpointError, match=message):
+        train(config)
+    assert steps_of(run_folder(config)) == [4]
+
+
+def test_weights_to_start_from(shards: Path, tmp_path: Path) -> None:
+    first = train(tiny_config(shards, tmp_path / "first", schedule__max_steps=2))
+    start = first / "checkpoints" / "step-00000002"
+    second = train(tiny_config(shards, tmp_path, schedule__max_steps=2, model__init_from=start, optim__lr=1e-30))
+    weights = [load_file(path / "checkpoints/step-00000002/model.safetensors") for path in (first, second)]
+    assert all(torch.equal(weights[0][name], tensor) for name, tensor in weights[1].items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {
+                "model__vocab_size": 1023,
+                "text_tokenizer__kind": "compact",
+                "model__audio_assistant_delay_slot_token_id": 1,
+            },
+            "model.vocab_size=1023 is smaller than the compact text tokenizer's 1024 ids",
+        ),
+        (
+            {"model__pad_token_id": 5},
+            r"the compact text tokenizer has SpecialTokens\(pad=1016.*, the model SpecialTokens\(pad=5.*choose the text",
+        ),
+        ({"parallel__accelerator": "cuda"}, "parallel.accelerator=cuda: no CUDA device is available here; choose auto"),
+    ],
+)
+def test_settings_that_contradict_what_is_there(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=message):
+        train(tiny_config(shards, tmp_path, **changes))
+
+
+def test_a_run_without_validation_examples(shards: Path, tmp_path: Path) -> None:
+    folder = train(tiny_config(shards, tmp_path, data__validation_split="nobody", schedule__max_steps=6))
+    assert steps_of(folder) == [4, 6]
+    assert not [key for _, key, _ in logged(folder) if key.startswith("val/")]
+
+
+def test_tensorboard_is_written_too(shards: Path, tmp_path: Path) -> None:
+    folder = train(tiny_config(shards, tmp_path, logger__tensorboard=True, schedule__max_steps=2))
+    names = [path.name for path in (folder / "tensorboard").iterdir()]
+    assert any(re.match(r"events\.out\.tfevents", name) for name in names)
