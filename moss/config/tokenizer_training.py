@@ -16,6 +16,8 @@ class TokenizerTrainingConfig:
     """Length of the random segments in seconds; rounded down to whole frames."""
     segments_per_step: int = 8
     mel_weight: float = 15.0
+    mel_floor: float = 1e-5
+    """Mel magnitudes below it count as silence."""
     commitment_weight: float = 0.25
     codebook_weight: float = 1.0
     codebook_dropout_prob: float = 1.0
@@ -37,7 +39,7 @@ class TokenizerTrainingConfig:
         """Ranges."""
         problems = [
             f"{name}: must be positive, got {getattr(self, name)}"
-            for name in ("segment_s", "segments_per_step")
+            for name in ("segment_s", "segments_per_step", "mel_floor")
             if getattr(self, name) <= 0
         ]
         at_least_zero = ["mel_weight", "commitment_weight", "codebook_weight", "bypass_steps", "init_frames"]

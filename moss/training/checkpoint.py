@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from moss.config.train import CheckpointConfig
-from moss.errors import CheckpointError
+from moss.errors import CheckpointError, MossError
 from moss.model.checkpoint import CARD_FILE, WEIGHTS_FILE, save_weights
 
 TRAINER_FILE = "trainer.pt"
@@ -56,13 +56,13 @@ class FolderCheckpointIO(CheckpointIO):
         self._card = card
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write beside the final name, flush to disk, rename.
+        """Write beside the final name and flush to disk; `publish` gives the folder its name.
 
         Raises:
             CheckpointError: No space, or the folder cannot be written; the unfinished folder is removed.
         """
         final = Path(path)
-        unfinished = final.parent / f"{_UNFINISHED}{final.name}"
+        unfinished = _unfinished(final)
         try:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
@@ -72,16 +72,20 @@ class FolderCheckpointIO(CheckpointIO):
             torch.save(rest, unfinished / TRAINER_FILE)
             for file in unfinished.iterdir():
                 _flush(file)
-            # A checkpoint of this step may be left from before a kill; its content is the same.
-            shutil.rmtree(final, ignore_errors=True)
-            unfinished.rename(final)
-            _flush(final.parent)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(unfinished, ignore_errors=True)
             reason = "no space left on the device" if _is_full(error) else str(error)
             raise CheckpointError(
                 f"{final}: could not be written: {reason}; earlier checkpoints are kept, free space and start again"
             ) from error
+
+    @staticmethod
+    def publish(path: Path) -> None:
+        """Rename a written checkpoint to its final name; from now on it exists."""
+        # A checkpoint of this step may be left from before a kill; its content is the same.
+        shutil.rmtree(path, ignore_errors=True)
+        _unfinished(path).rename(path)
+        _flush(path.parent)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -111,6 +115,10 @@ class FolderCheckpointIO(CheckpointIO):
         shutil.rmtree(path)
 
 
+def _unfinished(final: Path) -> Path:
+    return final.parent / f"{_UNFINISHED}{final.name}"
+
+
 def _is_full(error: Exception) -> bool:
     """Whether a write failed for want of space; the libraries written in Rust and C++ say so in words only."""
     if isinstance(error, OSError):
@@ -129,16 +137,25 @@ def _flush(path: Path) -> None:
 
 
 class StepCheckpoints(Callback):
-    """Saves every n optimizer steps and at the end; keeps the newest."""
+    """Saves every n optimizer steps and at the end; keeps the newest.
+
+    A checkpoint is published once its step is logged and validated: a run that is killed in between resumes from the
+    one before, and no row of metrics.csv is lost.
+    """
 
     def __init__(self, folder: Path, config: CheckpointConfig) -> None:
         """Checkpoints go below `folder`."""
         self._folder, self._config = folder, config
         self._last_saved = -1
+        self._unpublished: Path | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A resumed run has the checkpoint of its first step; saved again, it would hold half an accumulated step."""
         self._last_saved = trainer.global_step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """The step before is over."""
+        self._publish(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save at a step boundary."""
@@ -150,11 +167,22 @@ class StepCheckpoints(Callback):
         """Save the final state."""
         if trainer.global_step != self._last_saved:
             self._save(trainer)
+        self._publish(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Data that cannot be read ends a run between two steps: what was saved is good."""
+        if isinstance(exception, MossError) and not trainer.validating:
+            self._publish(trainer)
 
     def _save(self, trainer: Trainer) -> None:
-        step = trainer.global_step
-        trainer.save_checkpoint(step_folder(self._folder, step))
-        self._last_saved = step
-        if trainer.is_global_zero:
+        self._last_saved = trainer.global_step
+        path = step_folder(self._folder, self._last_saved)
+        trainer.save_checkpoint(path)
+        self._unpublished = path
+
+    def _publish(self, trainer: Trainer) -> None:
+        path, self._unpublished = self._unpublished, None
+        if path is not None and trainer.is_global_zero:
+            FolderCheckpointIO.publish(path)
             for old in complete_checkpoints(self._folder)[: -self._config.keep]:
                 shutil.rmtree(old)

@@ -29,6 +29,8 @@ class LitGenerator(LightningModule):
         weights = expand_channel_weights(config.loss.channel_weights, config.model.num_codebooks)
         self.register_buffer("channel_weights", weights, persistent=False)
         self._validation: LossSums | None = None
+        self._share: Tensor | None = None
+        self._sums_of_step: LossSums | None = None
         self.cursor = 0
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -57,12 +59,22 @@ class LitGenerator(LightningModule):
         loss = weighted_mean(sums.sums, batch.step_counts, self._weights())
         # A row's share of the step's mean: the step's loss is the sum of its rows' shares.
         rows = self.config.data.micro_batches_per_step
-        self.log("train/loss", loss.detach() * rows if rows > 1 else loss.detach())
-        for channel, value in enumerate(sums.sums.detach() / sums.counts.clamp(min=1)):
-            self.log(f"train/loss/{channel_name(channel)}", value)
+        self._log_step(batch, loss.detach(), LossSums(sums.sums.detach(), sums.counts))
         self.cursor = batch.cursor
         # Lightning divides by the accumulation and DDP averages over ranks; both are undone here.
         return loss * rows
+
+    def _log_step(self, batch: TokenBatch, share: Tensor, sums: LossSums) -> None:
+        """Log this rank's loss of a whole step once its last row is in, per channel and together."""
+        self._share = share if self._share is None else self._share + share
+        self._sums_of_step = sums if self._sums_of_step is None else self._sums_of_step + sums
+        if batch.cursor == batch.step:
+            return
+        self.log("train/loss", self._share)
+        done = self._sums_of_step
+        for channel, value in enumerate(done.sums / done.counts.clamp(min=1)):
+            self.log(f"train/loss/{channel_name(channel)}", value)
+        self._share = self._sums_of_step = None
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Sums only; the mean is taken over the whole set."""

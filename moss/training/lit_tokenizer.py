@@ -40,7 +40,7 @@ class LitTokenizer(LightningModule):
         self.model = model
         self.config = config
         self.spec = spec
-        self.mel_loss = MultiScaleMelLoss(spec.sampling_rate_hz)
+        self.mel_loss = MultiScaleMelLoss(spec.sampling_rate_hz, floor=config.tokenizer_training.mel_floor)
         self.cursor = 0
         self._sampler = sampler
         self._scores = HeldoutScores(spec)

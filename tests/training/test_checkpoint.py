@@ -18,9 +18,21 @@ def content(step: int) -> dict[str, Any]:
     return {"state_dict": weights, "global_step": step, "optimizer_states": [torch.ones(500, 100) * step]}
 
 
+class Saver(FolderCheckpointIO):
+    """Saves and publishes at once."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda step: f'{{"step": {step}}}\n')
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        super().save_checkpoint(checkpoint, path, storage_options)
+        assert not Path(path).exists()
+        self.publish(Path(path))
+
+
 @pytest.fixture
-def saver() -> FolderCheckpointIO:
-    return FolderCheckpointIO(lambda step: f'{{"step": {step}}}\n')
+def saver() -> Saver:
+    return Saver()
 
 
 @contextmanager
@@ -34,7 +46,7 @@ def files_up_to(limit_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_round_trip(saver: FolderCheckpointIO, tmp_path: Path) -> None:
+def test_round_trip(saver: Saver, tmp_path: Path) -> None:
     saver.save_checkpoint(content(4), step_folder(tmp_path, 4))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
     assert (tmp_path / "step-00000004" / "moss.json").read_text() == '{"step": 4}\n'
@@ -47,9 +59,7 @@ def test_round_trip(saver: FolderCheckpointIO, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit_bytes", [50_000, 150_000])
-def test_a_full_disk_leaves_the_old_one_and_nothing_else(
-    saver: FolderCheckpointIO, tmp_path: Path, limit_bytes: int
-) -> None:
+def test_a_full_disk_leaves_the_old_one_and_nothing_else(saver: Saver, tmp_path: Path, limit_bytes: int) -> None:
     saver.save_checkpoint(content(4), step_folder(tmp_path, 4))
     message = r"step-00000008: could not be written: no space left on the device; earlier checkpoints are kept, free"
     with files_up_to(limit_bytes), pytest.raises(CheckpointError, match=message):
@@ -58,7 +68,7 @@ def test_a_full_disk_leaves_the_old_one_and_nothing_else(
     assert saver.load_checkpoint(step_folder(tmp_path, 4))["global_step"] == 4
 
 
-def test_a_folder_that_cannot_be_made(saver: FolderCheckpointIO, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made(saver: Saver, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file")
     with pytest.raises(CheckpointError, match="could not be written: .*Not a directory"):
         saver.save_checkpoint(content(4), step_folder(tmp_path / "checkpoints", 4))
@@ -66,7 +76,7 @@ def test_a_folder_that_cannot_be_made(saver: FolderCheckpointIO, tmp_path: Path)
 
 @pytest.mark.parametrize("place", ["torch.save", "moss.training.checkpoint.save_weights", "pathlib.Path.rename"])
 def test_a_kill_while_saving_leaves_no_step_folder(
-    saver: FolderCheckpointIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    saver: Saver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -83,7 +93,7 @@ def test_a_kill_while_saving_leaves_no_step_folder(
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "moss.json", "trainer.pt"])
-def test_a_missing_file_is_named(saver: FolderCheckpointIO, tmp_path: Path, name: str) -> None:
+def test_a_missing_file_is_named(saver: Saver, tmp_path: Path, name: str) -> None:
     folder = step_folder(tmp_path, 4)
     saver.save_checkpoint(content(4), folder)
     (folder / name).unlink()
@@ -92,7 +102,7 @@ def test_a_missing_file_is_named(saver: FolderCheckpointIO, tmp_path: Path, name
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "trainer.pt"])
-def test_a_cut_file_is_damage(saver: FolderCheckpointIO, tmp_path: Path, name: str) -> None:
+def test_a_cut_file_is_damage(saver: Saver, tmp_path: Path, name: str) -> None:
     folder = step_folder(tmp_path, 4)
     saver.save_checkpoint(content(4), folder)
     (folder / name).write_bytes((folder / name).read_bytes()[:5000])
@@ -100,7 +110,7 @@ def test_a_cut_file_is_damage(saver: FolderCheckpointIO, tmp_path: Path, name: s
         saver.load_checkpoint(folder)
 
 
-def test_nothing_in_a_checkpoint_is_executed(saver: FolderCheckpointIO, tmp_path: Path) -> None:
+def test_nothing_in_a_checkpoint_is_executed(saver: Saver, tmp_path: Path) -> None:
     folder = step_folder(tmp_path, 4)
     saver.save_checkpoint(content(4), folder)
     marker = tmp_path / "planted"

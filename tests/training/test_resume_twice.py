@@ -25,12 +25,13 @@ def test_stops_in_the_first_accumulated_step_after_a_resume_change_nothing(
     train(whole)
 
     stopped = tiny_config(shards, tmp_path / "stopped", data__micro_batches_per_step=2)
-    save, training_step = StepCheckpoints._save, LitGenerator.training_step
+    publish, training_step = StepCheckpoints._publish, LitGenerator.training_step
     rows_left = [0]
 
-    def save_and_stop(self: StepCheckpoints, trainer: Any) -> None:
-        save(self, trainer)
-        raise Stop
+    def publish_and_stop(self: StepCheckpoints, trainer: Any) -> None:
+        publish(self, trainer)
+        if complete_checkpoints(run_folder(stopped) / "checkpoints"):
+            raise Stop
 
     def step_until_stopped(self: LitGenerator, batch: Any, batch_idx: int) -> Any:
         if rows_left[0] == 0:
@@ -39,7 +40,7 @@ def test_stops_in_the_first_accumulated_step_after_a_resume_change_nothing(
         return training_step(self, batch, batch_idx)
 
     with monkeypatch.context() as patched:
-        patched.setattr(StepCheckpoints, "_save", save_and_stop)
+        patched.setattr(StepCheckpoints, "_publish", publish_and_stop)
         with pytest.raises(Stop):
             train(stopped)
     with monkeypatch.context() as patched:
