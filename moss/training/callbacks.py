@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,16 @@ from moss.errors import DataError
 from moss.training.throughput import Throughput
 
 logger = logging.getLogger(__name__)
+
+
+def progress_text(metrics: Mapping[str, float]) -> str:
+    """What a person watching wants to see; MFU is n/a where the device's peak is unknown."""
+    shown = [f"{key} {metrics[key]:.4g}" for key in ("train/loss", "val/loss") if key in metrics]
+    if "perf/positions_per_s" in metrics:
+        mfu = f"{metrics['perf/mfu']:.1%}" if "perf/mfu" in metrics else "n/a"
+        speed, wait = metrics["perf/positions_per_s"], metrics["perf/data_wait_frac"]
+        shown.append(f"{speed:.0f} positions/s  data wait {wait:.1%}  MFU {mfu}")
+    return "  ".join(shown)
 
 
 class StepProgress(Callback):
@@ -43,12 +54,7 @@ class StepProgress(Callback):
         step = trainer.global_step
         if not trainer.is_global_zero or step % self._every_steps:
             return
-        shown = [
-            f"{key.rsplit('/', 1)[-1]} {float(trainer.callback_metrics[key]):.4g}"
-            for key in ("train/loss", "val/loss", "perf/positions_per_s")
-            if key in trainer.callback_metrics
-        ]
-        text = "  ".join(shown)
+        text = progress_text({key: float(value) for key, value in trainer.callback_metrics.items()})
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=text)
         elif step % (10 * self._every_steps) == 0:
@@ -97,7 +103,7 @@ class ThroughputMonitor(Callback):
             metrics = self._throughput.report()
             for target in trainer.loggers:
                 target.log_metrics(metrics, step=trainer.global_step - 1)
-            trainer.callback_metrics["perf/positions_per_s"] = torch.tensor(metrics["perf/positions_per_s"])
+            trainer.callback_metrics.update({key: torch.tensor(value) for key, value in metrics.items()})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validation time is not training time."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from moss.errors import DataError
-from moss.training.callbacks import StopOnNonFinite
+from moss.training.callbacks import StopOnNonFinite, progress_text
 
 
 def module_with_gradient(value: float) -> Any:
@@ -42,3 +42,10 @@ def test_a_finite_norm_is_logged() -> None:
     module = module_with_gradient(2.0)
     callback.on_before_optimizer_step(start(callback, 0, "a"), module, None)
     assert module.logged == {"optim/grad_norm": pytest.approx(5**0.5)}
+
+
+def test_progress_says_na_for_an_unknown_peak_and_a_share_for_a_known_one() -> None:
+    metrics = {"train/loss": 1.25, "perf/positions_per_s": 1500.4, "perf/data_wait_frac": 0.02}
+    assert progress_text(metrics) == "train/loss 1.25  1500 positions/s  data wait 2.0%  MFU n/a"
+    assert progress_text(metrics | {"perf/mfu": 0.415}).endswith("MFU 41.5%")
+    assert progress_text({}) == ""
