@@ -1,5 +1,7 @@
 """The LightningDataModule of generators: shards in, packed rows out, from the step that the run has reached."""
 
+import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -30,7 +32,7 @@ class TokenData(LightningDataModule):
     @property
     def fingerprint(self) -> str:
         """Of everything that decides the order of training."""
-        return "+".join(dataset.fingerprint for dataset in self._datasets)
+        return order_fingerprint(self._datasets)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must find unchanged."""
@@ -76,3 +78,9 @@ class TokenData(LightningDataModule):
             self._config.model.max_positions,
         )
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+
+def order_fingerprint(datasets: Sequence[ShardDataset]) -> str:
+    """Fingerprints of the data, and of the order in which the indexes list it, which the order of training follows."""
+    listed = hashlib.sha256("\n".join(entry.id for dataset in datasets for entry in dataset.entries).encode())
+    return "+".join(dataset.fingerprint for dataset in datasets) + f"/{listed.hexdigest()[:8]}"

@@ -19,6 +19,7 @@ from moss.data.shard import ShardDataset
 from moss.errors import CheckpointError, ConfigError, DataError
 from moss.model.checkpoint import load_generator
 from moss.training.checkpoint import StepCheckpoints, complete_checkpoints
+from moss.training.lit_data import order_fingerprint
 from moss.training.lit_lm import LitGenerator
 from moss.training.run import train
 from tests.tiny import tiny_config, tiny_overrides, tiny_shards
@@ -165,10 +166,18 @@ def test_other_shards_under_a_run(shards: Path, tmp_path: Path, monkeypatch: pyt
     then = ShardDataset(folder).fingerprint
     tiny_shards(folder, seed=1)
     now = ShardDataset(folder).fingerprint
-    message = rf"the shards have changed since the checkpoint \(fingerprint {then} then, {now} now\); restore them, or"
-    with pytest.raises(CheckpointError, match=message):
+    changed = rf"the shards have changed since the checkpoint \(fingerprint {then}/\w+ then, {now}/\w+ now\); restore"
+    with pytest.raises(CheckpointError, match=changed):
         train(config)
     assert steps_of(run_folder(config)) == [4]
+
+
+def test_an_index_in_another_order_is_other_data(shards: Path) -> None:
+    data = [ShardDataset(shards), ShardDataset(shards)]
+    data[1].entries.reverse()
+    prints = [order_fingerprint([dataset]) for dataset in data]
+    assert prints[0] != prints[1]
+    assert prints[0].split("/")[0] == prints[1].split("/")[0]
 
 
 def test_weights_to_start_from(shards: Path, tmp_path: Path) -> None:
