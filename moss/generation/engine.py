@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from moss.config.generation import GenerationConfig
@@ -21,6 +20,7 @@ from moss.config.tokenizer import TokenizerConfig
 from moss.data.audio import load_audio, write_wav
 from moss.data.files import append_jsonl, read_journal, sha256_file, write_bytes, write_jsonl
 from moss.data.loader import ExampleBuilder
+from moss.data.progress import track
 from moss.data.shard_writer import to_npy
 from moss.data.text_tokenizer import build_text_tokenizer
 from moss.errors import CheckpointError, GenerationError, MossError
@@ -101,7 +101,7 @@ class Engine:
         todo.sort(key=lambda request: len(request.text))
         size = self.config.batch_size
         batches = [todo[i : i + size] for i in range(0, len(todo), size)]
-        for batch in track(batches, description="generating", disable=not batches):
+        for batch in track(batches, "generating", len(batches)):
             for row in self._batch(batch, output, reconstruct):
                 append_jsonl(journal, row)
                 done[row["request_id"]] = row

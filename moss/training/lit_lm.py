@@ -1,9 +1,6 @@
 """The LightningModule of every generator: one step of a packed row, loss as global sum over global count."""
 
-from typing import Any
-
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from moss.config.train import TrainConfig
@@ -11,10 +8,10 @@ from moss.data.batch import TokenBatch
 from moss.loss import LossSums, channel_loss_sums, expand_channel_weights, weighted_mean
 from moss.model.delay import DelayModel
 from moss.model.flops import delay_training_flops
-from moss.training.optim import build_optimizer, build_scheduler
+from moss.training.lit_base import LitRun
 
 
-class LitGenerator(LightningModule):
+class LitGenerator(LitRun):
     """Trains a generator.
 
     Args:
@@ -23,31 +20,12 @@ class LitGenerator(LightningModule):
     """
 
     def __init__(self, model: DelayModel, config: TrainConfig) -> None:
-        super().__init__()
-        self.model = model
-        self.config = config
+        super().__init__(model, config)
         weights = expand_channel_weights(config.loss.channel_weights, config.model.num_codebooks)
         self.register_buffer("channel_weights", weights, persistent=False)
         self._validation: LossSums | None = None
         self._share: Tensor | None = None
         self._sums_of_step: LossSums | None = None
-        self.cursor = 0
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The network's tensors under the published names."""
-        return self.model.state_dict(*args, **kwargs)
-
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Load the network; always strict."""
-        return self.model.load_state_dict(state_dict, strict=True, assign=assign)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The step to go on with: what was trained, not what the loader has fetched ahead."""
-        checkpoint["moss_cursor"] = self.cursor
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See `on_save_checkpoint`."""
-        self.cursor = checkpoint["moss_cursor"]
 
     def transfer_batch_to_device(self, batch: TokenBatch, device: torch.device, dataloader_idx: int) -> TokenBatch:
         """Move the tensors."""
@@ -89,16 +67,6 @@ class LitGenerator(LightningModule):
         self.log("val/loss", weighted_mean(sums.sums, sums.counts, self._weights()))
         for channel, value in enumerate(sums.sums / sums.counts.clamp(min=1)):
             self.log(f"val/loss/{channel_name(channel)}", value)
-
-    def configure_optimizers(self) -> Any:
-        """AdamW and the schedule, stepped once per optimizer step."""
-        optimizer = build_optimizer(self.model, self.config.optim)
-        scheduler = build_scheduler(optimizer, self.config.optim, self.config.schedule.max_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Log the rate that this step uses."""
-        self.log("optim/lr", optimizer.param_groups[0]["lr"])
 
     def work(self, batch: TokenBatch) -> tuple[int, float]:
         """Positions of a row and the floating-point work that its labels require."""

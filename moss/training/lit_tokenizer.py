@@ -4,7 +4,6 @@ import logging
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from moss.config.train import TrainConfig
@@ -13,7 +12,7 @@ from moss.tokenizer.cat import CatModel, CatTokenizer
 from moss.tokenizer.codebook_health import count_codes
 from moss.tokenizer.losses import MultiScaleMelLoss
 from moss.tokenizer.recipe import draw_active_codebooks, initialise_from_data, replace_dead_codes, seeded
-from moss.training.optim import build_optimizer, build_scheduler
+from moss.training.lit_base import LitRun
 from moss.training.tokenizer_data import SegmentBatch, SegmentSampler
 from moss.training.tokenizer_score import HeldoutScores
 
@@ -25,7 +24,7 @@ REPLACEMENT_BATCHES = 8
 """Batches that are encoded to find latents for dead codes."""
 
 
-class LitTokenizer(LightningModule):
+class LitTokenizer(LitRun):
     """Trains a Cat.
 
     Args:
@@ -36,34 +35,23 @@ class LitTokenizer(LightningModule):
     """
 
     def __init__(self, model: CatModel, config: TrainConfig, spec: TokenizerSpec, sampler: SegmentSampler) -> None:
-        super().__init__()
-        self.model = model
-        self.config = config
+        super().__init__(model, config)
         self.spec = spec
         self.mel_loss = MultiScaleMelLoss(spec.sampling_rate_hz, floor=config.tokenizer_training.mel_floor)
-        self.cursor = 0
         self._sampler = sampler
         self._scores = HeldoutScores(spec)
         self._moved = 0
         self._counts: Tensor | None = None
         """Uses of each code since the last replacement; part of the checkpoint."""
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The network's tensors under the published names."""
-        return self.model.state_dict(*args, **kwargs)
-
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Load the network; always strict."""
-        return self.model.load_state_dict(state_dict, strict=True, assign=assign)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The step to go on with, and the code counts that the next replacement needs."""
-        checkpoint["moss_cursor"] = self.cursor
+        super().on_save_checkpoint(checkpoint)
         checkpoint["moss_code_counts"] = self._usage().cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See `on_save_checkpoint`."""
-        self.cursor = checkpoint["moss_cursor"]
+        super().on_load_checkpoint(checkpoint)
         self._counts = checkpoint["moss_code_counts"]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -117,16 +105,6 @@ class LitTokenizer(LightningModule):
         for name, value in self._scores.metrics().items():
             self.log(f"val/{name}", value)
         self.model.train()
-
-    def configure_optimizers(self) -> Any:
-        """AdamW and the schedule, stepped once per optimizer step."""
-        optimizer = build_optimizer(self.model, self.config.optim)
-        scheduler = build_scheduler(optimizer, self.config.optim, self.config.schedule.max_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Log the rate that this step uses."""
-        self.log("optim/lr", optimizer.param_groups[0]["lr"])
 
     def _active(self, batch: SegmentBatch) -> Tensor | None:
         dropout = self.config.tokenizer_training.codebook_dropout_prob
