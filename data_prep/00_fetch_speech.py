@@ -18,11 +18,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--languages", nargs="+", default=list(LANGUAGES), metavar="LANGUAGE", help="default: " + " ".join(LANGUAGES)
     )
+    parser.add_argument("--effects", action="store_true", help="also sound effects (tuxpaint-stamps-default, 161 MB)")
     parser.add_argument("--deb-dir", type=Path, help="take the packages from this folder instead of the network")
     options = parser.parse_args(arguments)
-    folders = fetch(
-        options.root, options.languages, from_folder(options.deb_dir) if options.deb_dir else download_with_apt
-    )
+    download = from_folder(options.deb_dir) if options.deb_dir else download_with_apt
+    folders = fetch(options.root, options.languages, download, options.effects)
     recordings = sum(1 for folder in folders for _ in folder.rglob("*.g722"))
     sys.stdout.write(
         f"{recordings} recordings in {' '.join(options.languages)} below {options.root}\n"

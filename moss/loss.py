@@ -29,37 +29,43 @@ class LossSums:
 
 
 def channel_loss_sums(
-    hidden: Tensor, labels: Tensor, head_weight: Callable[[int], Tensor], max_chunk_positions: int = 4096
+    states: Tensor,
+    labels: Tensor,
+    head_weight: Callable[[int], Tensor],
+    *,
+    scales: Tensor | None = None,
+    max_chunk_positions: int = 4096,
 ) -> LossSums:
-    """Cross-entropy of every channel over its labelled positions.
+    """Cross-entropy of every channel over its labelled rows.
 
     Args:
-        hidden: Final hidden states, shape (..., width).
-        labels: Targets aligned with `hidden`, shape (..., channels); IGNORE_LABEL where there is none.
+        states: Inputs of the heads, shape (rows, channels, width).
+        labels: Targets, shape (rows, channels); IGNORE_LABEL where there is none.
         head_weight: Weight (ids, width) of a channel's head.
-        max_chunk_positions: Logits of at most so many positions exist at a time.
+        scales: Factor of each channel's sum, shape (channels,); None for 1. The counts stay those of the labels.
+        max_chunk_positions: Logits of at most so many rows exist at a time.
     """
-    hidden_PD = hidden.reshape(-1, hidden.shape[-1])
-    labels_PC = labels.reshape(-1, labels.shape[-1])
-    sums, counts = [], []
-    for channel in range(labels_PC.shape[1]):
-        targets = labels_PC[:, channel]
-        chosen = (targets != IGNORE_LABEL).nonzero().squeeze(1)
+    labelled = (labels != IGNORE_LABEL).T
+    counts = labelled.sum(dim=1)
+    # One list for all channels: the device is asked for sizes once, not once per channel.
+    rows_of_channel = labelled.nonzero()[:, 1].split(counts.tolist())
+    sums = []
+    for channel, rows in enumerate(rows_of_channel):
         weight = head_weight(channel)
-        total = hidden_PD.new_zeros((), dtype=torch.float32)
-        for part in chosen.split(max_chunk_positions):
-            inputs = (hidden_PD[part], weight, targets[part])
-            if len(chosen) > max_chunk_positions and torch.is_grad_enabled():
+        total = states.new_zeros((), dtype=torch.float32)
+        for part in rows.split(max_chunk_positions):
+            inputs = (states[:, channel][part], weight, labels[:, channel][part])
+            if len(rows) > max_chunk_positions and torch.is_grad_enabled():
                 total = total + checkpoint(_cross_entropy_sum, *inputs, use_reentrant=False)
             else:
                 total = total + _cross_entropy_sum(*inputs)
         sums.append(total)
-        counts.append(chosen.new_tensor(len(chosen)))
-    return LossSums(torch.stack(sums), torch.stack(counts))
+    summed = torch.stack(sums)
+    return LossSums(summed if scales is None else summed * scales, counts)
 
 
-def _cross_entropy_sum(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(functional.linear(hidden, weight).float(), targets, reduction="sum")
+def _cross_entropy_sum(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return functional.cross_entropy(functional.linear(states, weight).float(), targets, reduction="sum")
 
 
 def weighted_mean(sums: Tensor, counts: Tensor, weights: Tensor | None) -> Tensor:

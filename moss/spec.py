@@ -43,19 +43,26 @@ class TokenizerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpecialTokens:
-    """Text-channel ids with a meaning of their own; the defaults are the published Delay and Local-v1 ids.
+    """Text-channel ids with a meaning of their own; None where an architecture has no such role.
 
+    The defaults are the published Delay and Local-v1 ids.
     Source: MOSS-TTS moss_tts_delay/configuration_moss_tts.py @58b20a0 (config defaults).
     """
 
     pad: int = 151643
     im_start: int = 151644
     im_end: int = 151645
-    audio_start: int = 151652
-    audio_end: int = 151653
+    audio_start: int | None = 151652
+    audio_end: int | None = 151653
     user_slot: int = 151654
-    gen_slot: int = 151656
-    delay_slot: int = 151662
+    gen_slot: int | None = 151656
+    delay_slot: int | None = 151662
+    text_pad: int | None = None
+
+    @property
+    def used(self) -> list[str]:
+        """Names of the roles that have an id."""
+        return [name for name in self.__slots__ if getattr(self, name) is not None]
 
 
 SPECIAL_TOKEN_STRINGS = {

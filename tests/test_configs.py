@@ -45,8 +45,12 @@ def test_model_preset_builds_and_fits_a_text_tokenizer(model: str) -> None:
     assert built.num_channels == 1 + config.model.num_codebooks
     words = [f"text_tokenizer={path.stem}" for path in (CONFIG_DIR / "text_tokenizer").glob("*.yaml")]
     offered = [build_text_tokenizer(load_config(TrainConfig, "train", [word]).text_tokenizer) for word in words]
-    fitting = [made for made in offered if made.special_tokens == config.model.special_tokens]
-    assert any(made.vocab_size <= config.model.vocab_size for made in fitting)
+    special = config.model.special_tokens
+    control = [getattr(special, name) for name in special.used]
+    assert any(
+        made.vocab_size <= config.model.vocab_size and not any(made.is_text_id(token) for token in control)
+        for made in offered
+    )
 
 
 @pytest.mark.parametrize("benchmark", sorted(path.stem for path in (CONFIG_DIR / "benchmark").glob("*.yaml")))

@@ -14,30 +14,30 @@ SIZES = [30, 11, 11, 11]
 
 @pytest.fixture
 def case() -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Hidden states (2, 20, 8), labels (2, 20, 4) with gaps, and one head per channel."""
+    """States (40, 4, 8), labels (40, 4) with gaps, and one head per channel."""
     random = torch.Generator().manual_seed(0)
-    hidden = torch.randn(2, 20, 8, generator=random)
-    labels = torch.stack([torch.randint(0, size, (2, 20), generator=random) for size in SIZES], dim=2)
+    states = torch.randn(40, 4, 8, generator=random)
+    labels = torch.stack([torch.randint(0, size, (40,), generator=random) for size in SIZES], dim=1)
     labels[torch.rand(labels.shape, generator=random) < 0.3] = IGNORE_LABEL
     heads = [torch.randn(size, 8, generator=random) for size in SIZES]
-    return hidden, labels, heads
+    return states, labels, heads
 
 
 def with_gradients(case: tuple[Tensor, Tensor, list[Tensor]], chunk: int) -> tuple[Tensor, list[Tensor]]:
-    hidden, labels, heads = case
-    leaves = [tensor.clone().requires_grad_() for tensor in (hidden, *heads)]
-    result = channel_loss_sums(leaves[0], labels, lambda channel: leaves[1 + channel], chunk)
+    states, labels, heads = case
+    leaves = [tensor.clone().requires_grad_() for tensor in (states, *heads)]
+    result = channel_loss_sums(leaves[0], labels, lambda channel: leaves[1 + channel], max_chunk_positions=chunk)
     weighted_mean(result.sums, result.counts, None).backward()
     return result.sums.detach(), [leaf.grad for leaf in leaves if leaf.grad is not None]
 
 
 def test_sums_and_counts_are_those_of_plain_cross_entropy(case: tuple[Tensor, Tensor, list[Tensor]]) -> None:
-    hidden, labels, heads = case
-    result = channel_loss_sums(hidden, labels, heads.__getitem__)
-    assert torch.equal(result.counts, (labels != IGNORE_LABEL).sum(dim=(0, 1)))
+    states, labels, heads = case
+    result = channel_loss_sums(states, labels, heads.__getitem__)
+    assert torch.equal(result.counts, (labels != IGNORE_LABEL).sum(dim=0))
     for channel, head in enumerate(heads):
-        logits = functional.linear(hidden, head).flatten(0, 1)
-        want = functional.cross_entropy(logits, labels[..., channel].flatten(), reduction="sum")
+        logits = functional.linear(states[:, channel], head)
+        want = functional.cross_entropy(logits, labels[:, channel], reduction="sum")
         torch.testing.assert_close(result.sums[channel], want)
 
 
@@ -51,15 +51,31 @@ def test_chunks_change_neither_loss_nor_gradients(case: tuple[Tensor, Tensor, li
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
 
 
+def test_scales_multiply_the_sums_and_leave_the_counts(case: tuple[Tensor, Tensor, list[Tensor]]) -> None:
+    states, labels, heads = case
+    plain = channel_loss_sums(states, labels, heads.__getitem__)
+    scales = torch.tensor([1.0, 4.0, 4.0, 0.5])
+    scaled = channel_loss_sums(states, labels, heads.__getitem__, scales=scales)
+    assert torch.equal(scaled.sums, plain.sums * scales)
+    assert torch.equal(scaled.counts, plain.counts)
+
+
+def test_one_state_for_all_channels_may_be_a_view(case: tuple[Tensor, Tensor, list[Tensor]]) -> None:
+    states, labels, heads = case
+    shared = states[:, :1].expand(-1, 4, -1)
+    want = channel_loss_sums(shared.contiguous(), labels, heads.__getitem__)
+    assert torch.equal(channel_loss_sums(shared, labels, heads.__getitem__).sums, want.sums)
+
+
 @pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 0.5, 0.0, 2.0])])
 def test_cut_into_micro_batches_gives_the_same_loss(
     case: tuple[Tensor, Tensor, list[Tensor]], weights: Tensor | None
 ) -> None:
-    hidden, labels, heads = case
-    whole = channel_loss_sums(hidden, labels, heads.__getitem__)
+    states, labels, heads = case
+    whole = channel_loss_sums(states, labels, heads.__getitem__)
     parts = [
         channel_loss_sums(h, y, heads.__getitem__)
-        for h, y in zip(hidden.flatten(0, 1).split([3, 17, 20]), labels.flatten(0, 1).split([3, 17, 20]), strict=True)
+        for h, y in zip(states.split([3, 17, 20]), labels.split([3, 17, 20]), strict=True)
     ]
     added = parts[0] + parts[1] + parts[2]
     assert torch.equal(added.counts, whole.counts)
@@ -74,7 +90,7 @@ def test_channel_without_targets_adds_nothing() -> None:
     sums, counts = torch.tensor([4.0, 0.0]), torch.tensor([2, 0])
     assert weighted_mean(sums, counts, None) == 2.0
     assert weighted_mean(sums, counts, torch.tensor([1.0, 1.0])) == 1.0
-    empty = channel_loss_sums(torch.zeros(1, 3, 8), torch.full((1, 3, 2), IGNORE_LABEL), lambda _: torch.zeros(5, 8))
+    empty = channel_loss_sums(torch.zeros(3, 2, 8), torch.full((3, 2), IGNORE_LABEL), lambda _: torch.zeros(5, 8))
     assert empty.sums.tolist() == [0.0, 0.0]
     assert weighted_mean(empty.sums, empty.counts, None) == 0.0
     assert isinstance(empty + empty, LossSums)

@@ -44,6 +44,26 @@ def tiny_shards(folder: Path, num_utterances: int = 13, card: TokenizerCard = CA
     return folder
 
 
+def tiny_coded(
+    name: str,
+    text: str = "one two",
+    frames: int = 4,
+    *,
+    language: str = "en",
+    speaker: str = "s",
+    split: str = "train",
+    card: TokenizerCard = CARD,
+    **extra: object,
+) -> CodedUtterance:
+    """One utterance with random codes that depend on its id."""
+    random = np.random.default_rng(list(name.encode()))
+    codes = random.integers(0, card.codebook_size, size=(frames, card.num_codebooks)).astype(np.uint16)
+    utterance = Utterance(
+        id=name, audio="", text=text, language=language, speaker=speaker, split=split, extra=dict(extra)
+    )
+    return CodedUtterance(utterance=utterance, num_samples=frames * card.samples_per_frame, codes=codes)
+
+
 def tiny_overrides(shards: Path, runs: Path, **extra: object) -> list[str]:
     """Command-line words of a training run that takes a second."""
     values: dict[str, object] = {

@@ -4,7 +4,7 @@ import dataclasses
 from enum import StrEnum
 from pathlib import Path
 
-from moss.config.model import ModelConfig, TextTokenizerConfig
+from moss.config.model import DEPTH_ARCHITECTURES, ModelConfig, TextTokenizerConfig
 from moss.config.schema import section
 from moss.config.tokenizer import TokenizerConfig
 from moss.config.tokenizer_training import TokenizerTrainingConfig
@@ -27,11 +27,27 @@ class Overlong(StrEnum):
 
 
 @section
+class MixtureEntry:
+    """One dataset of a weighted mixture."""
+
+    shards: Path
+    """A folder written by data_prep/03_write_shards.py."""
+    weight: float = 1.0
+    """Share of the examples of an epoch, relative to the other entries."""
+
+    def validate(self) -> list[str]:
+        """Weights of a mean."""
+        return [] if self.weight > 0 else [f"weight: must be positive, got {self.weight}; leave the entry out instead"]
+
+
+@section
 class DataConfig:
     """Which shards are read and how examples share rows."""
 
     shards: list[Path] = dataclasses.field(default_factory=list)
-    """Folders written by data_prep/03_write_shards.py."""
+    """Folders written by data_prep/03_write_shards.py; each example once an epoch. Or use `mixture`."""
+    mixture: list[MixtureEntry] = dataclasses.field(default_factory=list)
+    """Folders with weights: an epoch has as many examples as all together, shared by weight."""
     train_split: str = "train"
     validation_split: str = "heldout"
     positions_per_micro_batch: int = 2048
@@ -45,7 +61,17 @@ class DataConfig:
     """With overlong=drop: more than this share of dropped examples is an error."""
     duration_frac: float = 0.0
     """Share of examples (drawn anew each epoch) whose prompt states the length in frames."""
+    clone_frac: float = 0.0
+    """Share of examples without a reference of their own that get another clip of the same speaker as reference
+    (drawn anew each epoch)."""
+    sequence_dropout_prob: float = 0.0
+    """Probability that an example keeps only its first K codebooks, K drawn from 1 .. N - 1 (Local only)."""
     num_workers: int = 0
+
+    @property
+    def folders(self) -> list[Path]:
+        """Every shard folder, whichever way it is named."""
+        return [*self.shards, *(entry.shards for entry in self.mixture)]
 
     def validate(self) -> list[str]:
         """Ranges."""
@@ -53,9 +79,11 @@ class DataConfig:
         for name in ("positions_per_micro_batch", "micro_batches_per_step", "packing_window"):
             if getattr(self, name) < 1:
                 problems.append(f"{name}: must be at least 1, got {getattr(self, name)}")
-        for name in ("duration_frac", "max_dropped_frac"):
+        for name in ("duration_frac", "max_dropped_frac", "clone_frac", "sequence_dropout_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 problems.append(f"{name}: must be in [0, 1], got {getattr(self, name)}")
+        if self.shards and self.mixture:
+            problems.append("mixture: is given together with shards; name every folder in one of them")
         return problems
 
 
@@ -65,13 +93,16 @@ class LossConfig:
 
     channel_weights: list[float] | None = None
     """None: mean over all targets. Two numbers: weight of text and of all codebooks together. Or one per channel."""
+    depth_frac: float = 1.0
+    """Share of a row's frames whose codes go through the depth transformer (drawn anew each step, loss scaled up, so
+    that its expectation is unchanged). 1 is exact. Depth architectures only."""
 
     def validate(self) -> list[str]:
         """Weights that a mean can be made of."""
         weights = self.channel_weights
         if weights is not None and (not weights or min(weights) < 0 or max(weights) <= 0):
             return [f"channel_weights: weights are 0 or more and at least one is positive, got {weights}"]
-        return []
+        return [] if 0 < self.depth_frac <= 1 else [f"depth_frac: must be in (0, 1], got {self.depth_frac}"]
 
 
 @section
@@ -87,6 +118,10 @@ class OptimConfig:
     betas: tuple[float, ...] = (0.9, 0.95)
     eps: float = 1e-8
     max_grad_norm: float = 1.0
+    freeze: list[str] = dataclasses.field(default_factory=list)
+    """Patterns (shell style, `*` matches dots too) of parameter names that are not trained."""
+    lr_scales: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Pattern of parameter names -> multiple of `lr`; the first pattern that matches counts."""
 
     def validate(self) -> list[str]:
         """Ranges."""
@@ -97,6 +132,9 @@ class OptimConfig:
         ]
         if self.warmup_steps < 0:
             problems.append(f"warmup_steps: must be 0 or more, got {self.warmup_steps}")
+        for pattern, scale in self.lr_scales.items():
+            if scale <= 0:
+                problems.append(f"lr_scales: {pattern!r}: must be positive, got {scale}; freeze what must not move")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             problems.append(f"betas: expected two numbers in [0, 1), got {list(self.betas)}")
         return problems
@@ -125,6 +163,30 @@ class ParallelConfig:
     precision: Precision = Precision.fp32
     cpu_threads: int = 0
     """Threads of a CPU run; 0 leaves torch's choice. Part of the run's identity: sums depend on it bit by bit."""
+    gradient_checkpointing: bool = False
+    """Recompute the activations of backbone and depth blocks in the backward pass: less memory, a third more work."""
+
+
+@section
+class LoraConfig:
+    """Low-rank adapters through PEFT; rank 0 trains the weights themselves."""
+
+    rank: int = 0
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: list[str] = dataclasses.field(default_factory=lambda: ["attention", "mlp"])
+    """`attention` and `mlp`: the projections of backbone and depth blocks."""
+    train: list[str] = dataclasses.field(default_factory=list)
+    """Patterns of parameters that are trained in full beside the adapters, e.g. `emb_ext.*`."""
+
+    def validate(self) -> list[str]:
+        """Ranges."""
+        problems = [] if self.rank >= 0 else [f"rank: must be 0 (off) or more, got {self.rank}"]
+        if not 0 <= self.dropout < 1:
+            problems.append(f"dropout: must be in [0, 1), got {self.dropout}")
+        if not self.targets or set(self.targets) - {"attention", "mlp"}:
+            problems.append(f"targets: expected some of attention, mlp; got {self.targets}")
+        return problems
 
 
 @section
@@ -160,6 +222,8 @@ class ScheduleConfig:
     max_steps: int = 1000
     validate_every_steps: int = 200
     max_validation_examples: int = 200
+    regenerate_examples: int = 0
+    """At the end, speak the first so many training examples greedily and report the share of codes that are right."""
 
     def validate(self) -> list[str]:
         """Ranges."""
@@ -181,6 +245,7 @@ class TrainConfig:
     text_tokenizer: TextTokenizerConfig = TextTokenizerConfig()
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()
+    lora: LoraConfig = LoraConfig()
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     parallel: ParallelConfig = ParallelConfig()
@@ -198,10 +263,14 @@ class TrainConfig:
                 f"optim.warmup_steps: {self.optim.warmup_steps} is more than "
                 f"schedule.max_steps={self.schedule.max_steps}"
             )
-        if self.task is Task.generator and not self.data.shards:
+        if self.task is Task.generator and not self.data.folders:
             problems.append("data.shards: is empty; name at least one folder written by data_prep/03_write_shards.py")
         channels = 1 + self.model.num_codebooks
         weights = self.loss.channel_weights
         if weights is not None and len(weights) not in (2, channels):
             problems.append(f"loss.channel_weights: expected 2 or {channels} numbers, got {len(weights)}")
+        if self.loss.depth_frac < 1 and self.model.architecture not in DEPTH_ARCHITECTURES:
+            problems.append(f"loss.depth_frac: model.architecture={self.model.architecture} has no depth transformer")
+        if self.data.sequence_dropout_prob > 0 and self.model.architecture not in ("local", "local_v15"):
+            problems.append("data.sequence_dropout_prob: belongs to model.architecture=local or local_v15")
         return problems

@@ -6,6 +6,7 @@ is always a `DataError` that begins with the path.
 """
 
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,9 @@ SOUNDFILE_SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", 
 
 AUDIO_SUFFIXES = SOUNDFILE_SUFFIXES | PYAV_SUFFIXES | {".g722"}
 """What a folder scan takes for a recording."""
+
+REFERENCE_DBFS, MAX_GAIN_DB = -20.0, 3.0
+"""Level of voice clips in the published models, and how far a clip is moved towards it."""
 
 _G722_RATE_HZ = 16000
 _G722_BITS_PER_S = 64000
@@ -129,6 +133,25 @@ def resample(wave: FloatArray, from_hz: int, to_hz: int) -> FloatArray:
 
     resampled: FloatArray = soxr.resample(wave, from_hz, to_hz, quality="HQ").astype(np.float32, copy=False)
     return resampled
+
+
+def normalise_loudness(
+    wave: "Tensor", target_dbfs: float = REFERENCE_DBFS, max_gain_db: float = MAX_GAIN_DB
+) -> "Tensor":
+    """Bring a voice clip towards the level the published models expect, by at most `max_gain_db` either way.
+
+    Args:
+        wave: Shape (samples,); silence stays as it is.
+        target_dbfs: RMS level in dB relative to full scale.
+        max_gain_db: Bound of the gain.
+
+    Source: MOSS-TTS moss_tts_delay/processing_moss_tts.py:756 @58b20a0.
+    """
+    rms = float(wave.square().mean().sqrt())
+    if rms == 0.0:
+        return wave
+    gain_db = max(-max_gain_db, min(max_gain_db, target_dbfs - 20 * math.log10(rms)))
+    return wave * (10 ** (gain_db / 20))
 
 
 def write_wav(path: Path | str, wave: "Tensor | FloatArray", sampling_rate_hz: int) -> None:

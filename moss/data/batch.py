@@ -15,10 +15,11 @@ class TokenBatch:
         tokens: Inputs, int64 (1, positions, channels).
         labels: Targets aligned with them, same shape; IGNORE_LABEL where there is none.
         document_lengths: Positions of each packed example.
-        utterance_ids: Their ids.
+        utterance_ids: Their ids; of a conversation, its first turn's.
         step: Optimizer step that this row belongs to.
         cursor: Step to go on with once this row has been trained: what a checkpoint records.
         step_counts: Targets per channel over the whole step, all ranks and rows, int64 (channels,).
+        row: Number of the row from the start of training, over all ranks; of validation, in the set.
     """
 
     tokens: Tensor
@@ -28,6 +29,7 @@ class TokenBatch:
     step: int
     cursor: int
     step_counts: Tensor
+    row: int = 0
 
     @property
     def num_positions(self) -> int:

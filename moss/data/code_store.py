@@ -1,7 +1,8 @@
 """Where encoded clips wait before they go into shards: one `.npy` per recording, named by the hash of its audio.
 
 A changed recording gets a new name, so codes are never stale; two tokenizers never share a folder, since its name
-holds their fingerprint. A clip counts as done when its array is in place and `encoded.jsonl` tells its length.
+holds their fingerprint. A clip that is brought to the level of references has a name of its own (`store_key`). A clip
+counts as done when its array is in place and `encoded.jsonl` tells its length.
 """
 
 import dataclasses
@@ -14,12 +15,18 @@ import numpy as np
 import numpy.typing as npt
 
 from moss.data.files import append_jsonl, decode_utf8, parse_json_object, read_journal, remove_leftovers, write_bytes
+from moss.data.manifest import Utterance
 from moss.data.shard_index import TokenizerCard
 from moss.data.shard_writer import check_codes, to_npy
 from moss.errors import DataError
 
 CARD_NAME = "tokenizer.json"
 JOURNAL_NAME = "encoded.jsonl"
+
+
+def store_key(utterance: Utterance) -> str:
+    """The name of a clip's codes: the hash of its audio and, where its level is changed first, a mark of that."""
+    return f"{utterance.sha256}-levelled" if utterance.sha256 and utterance.is_levelled else utterance.sha256
 
 
 class CodeStore:
@@ -50,37 +57,37 @@ class CodeStore:
             if isinstance(row.get("sha256"), str) and isinstance(row.get("num_samples"), int):
                 self._num_samples[row["sha256"]] = row["num_samples"]
 
-    def path(self, audio_sha256: str) -> Path:
-        """Where the codes of a recording lie, or would."""
-        return self.folder / audio_sha256[:2] / f"{audio_sha256}.npy"
+    def path(self, key: str) -> Path:
+        """Where the codes of a clip, named by its `store_key`, lie, or would."""
+        return self.folder / key[:2] / f"{key}.npy"
 
-    def num_samples(self, audio_sha256: str) -> int | None:
+    def num_samples(self, key: str) -> int | None:
         """Samples of the recording at the tokenizer's rate, or None when it is not done."""
-        return self._num_samples.get(audio_sha256)
+        return self._num_samples.get(key)
 
-    def is_done(self, audio_sha256: str) -> bool:
+    def is_done(self, key: str) -> bool:
         """Whether the codes are there, complete, of the right type and shape; reads the header only."""
-        num_samples = self._num_samples.get(audio_sha256)
+        num_samples = self._num_samples.get(key)
         if num_samples is None:
             return False
         try:
-            codes = np.load(self.path(audio_sha256), mmap_mode="r", allow_pickle=False)
+            codes = np.load(self.path(key), mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return False
         expected = (self.card.spec.num_frames(num_samples), self.card.num_codebooks)
         return bool(codes.dtype == np.uint16 and codes.shape == expected)
 
-    def put(self, audio_sha256: str, codes: npt.NDArray[np.integer[Any]], num_samples: int) -> None:
+    def put(self, key: str, codes: npt.NDArray[np.integer[Any]], num_samples: int) -> None:
         """Store the codes of one recording, shape (frames, codebooks).
 
         Raises:
             DataError: Wrong shape, type or range; or the disk is full.
         """
-        path = self.path(audio_sha256)
+        path = self.path(key)
         check_codes(codes, num_samples, self.card, str(path))
         write_bytes(path, to_npy(codes))
-        append_jsonl(self.folder / JOURNAL_NAME, {"sha256": audio_sha256, "num_samples": num_samples})
-        self._num_samples[audio_sha256] = num_samples
+        append_jsonl(self.folder / JOURNAL_NAME, {"sha256": key, "num_samples": num_samples})
+        self._num_samples[key] = num_samples
 
     def remove_leftovers(self) -> int:
         """Delete what killed runs left half written."""

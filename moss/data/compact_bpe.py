@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moss.data.files import atomic_write
 from moss.data.manifest import read_manifest
-from moss.sequence.prompt import USER_TEMPLATE
+from moss.sequence.templates import USER_TEMPLATE
 from moss.spec import SPECIAL_TOKEN_STRINGS
 
 _QWEN_SPLIT = (

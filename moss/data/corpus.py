@@ -28,7 +28,11 @@ class Package:
     name: str
     language: str
     holds: str
-    """"recordings" or "transcripts"."""
+    """"recordings", "transcripts" or "effects"."""
+
+
+EFFECTS = Package("tuxpaint-stamps-default", "", "effects")
+"""Drawing stamps with sounds (161 MB): animals, instruments, household."""
 
 
 def packages(languages: Sequence[str]) -> list[Package]:

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from moss.data.audio import load_audio
-from moss.data.code_store import CodeStore
+from moss.data.audio import load_audio, normalise_loudness
+from moss.data.code_store import CodeStore, store_key
 from moss.data.manifest import Utterance
 from moss.data.progress import track
 from moss.data.quarantine import FILE_NAME as QUARANTINE
@@ -71,8 +71,9 @@ class EncodeSettings:
 class _Job:
     id: str
     audio: str
-    sha256: str
+    key: str
     max_channels: int | None
+    is_levelled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,8 @@ def encode_utterances(
     """Encode what the store does not hold yet; bad recordings go to `quarantine.jsonl` in the store's folder.
 
     Args:
-        utterances: Of a manifest; those without a recording or a hash are counted and left out.
+        utterances: Of a manifest; those without a recording or a hash are counted and left out. Clips of split
+            "reference" are brought to the level of references first (`Utterance.is_levelled`).
         store: Where codes go.
         make_encoder: Builds the tokenizer; called in every worker, so it must be picklable when there are several.
         settings: Workers, batch size, tolerated fraction of bad recordings.
@@ -129,8 +131,8 @@ def encode_utterances(
     if settings.workers < 1 or settings.batch_size < 1:
         raise DataError(f"--workers {settings.workers} and --batch-size {settings.batch_size} must be at least 1")
     store.remove_leftovers()
-    with_audio = {u.sha256: u for u in utterances if u.audio and u.sha256}
-    jobs = [_job(u) for u in with_audio.values() if not store.is_done(u.sha256)]
+    with_audio = {store_key(u): u for u in utterances if u.audio and u.sha256}
+    jobs = [_job(u) for key, u in with_audio.items() if not store.is_done(key)]
     quarantine = Quarantine(store.folder / QUARANTINE, "encode")
     batches = [jobs[start : start + settings.batch_size] for start in range(0, len(jobs), settings.batch_size)]
     encoded = 0
@@ -141,7 +143,7 @@ def encode_utterances(
             if done.codes is None:
                 quarantine.add(done.job.id, done.job.audio, done.problem)
             else:
-                store.put(done.job.sha256, done.codes, done.num_samples)
+                store.put(done.job.key, done.codes, done.num_samples)
                 encoded += 1
     quarantine.close(len(with_audio), settings.max_bad_frac)
     return EncodeResult(
@@ -155,7 +157,7 @@ def encode_utterances(
 def _job(utterance: Utterance) -> _Job:
     # A recording with more channels is in the manifest only because the user accepted the mean of its channels.
     max_channels = None if "downmixed_channels" in utterance.extra else 2
-    return _Job(utterance.id, utterance.audio, utterance.sha256, max_channels)
+    return _Job(utterance.id, utterance.audio, store_key(utterance), max_channels, utterance.is_levelled)
 
 
 def _run(
@@ -242,7 +244,8 @@ def _encode_batch(encoder: Encoder, batch: Sequence[_Job], card: TokenizerCard) 
     results = []
     for job in batch:
         try:
-            loaded.append((job, load_audio(job.audio, card.sampling_rate_hz, max_channels=job.max_channels)))
+            wave = load_audio(job.audio, card.sampling_rate_hz, max_channels=job.max_channels)
+            loaded.append((job, normalise_loudness(wave) if job.is_levelled else wave))
         except DataError as error:
             results.append(_Encoded(job, None, 0, str(error)))
     if not loaded:

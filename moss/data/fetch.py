@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from moss.data.corpus import LANGUAGES, Package, documents_folder, licence_of, packages, voice_of
+from moss.data.corpus import EFFECTS, LANGUAGES, Package, documents_folder, licence_of, packages, voice_of
 from moss.data.files import remove_leftovers, write_bytes
 from moss.data.progress import track
 from moss.errors import DataError
@@ -26,13 +26,14 @@ OWN_SPEECH = (
 _DEBS = "deb"
 
 
-def fetch(root: Path, languages: Sequence[str], download: Download) -> list[Path]:
+def fetch(root: Path, languages: Sequence[str], download: Download, effects: bool = False) -> list[Path]:
     """Download and unpack the packages of some languages, and write `LICENSES.md`.
 
     Args:
         root: The data folder; packages go to `deb/`, their content to `unpacked/<package>/`.
         languages: Two-letter codes.
         download: Where packages come from: `download_with_apt`, or `from_folder(...)`.
+        effects: Also the package of sound effects.
 
     Returns:
         The unpacked folders.
@@ -40,7 +41,7 @@ def fetch(root: Path, languages: Sequence[str], download: Download) -> list[Path
     Raises:
         DataError: Unknown language; no apt or dpkg; a download or an archive that fails.
     """
-    wanted = packages(languages)
+    wanted = packages(languages) + [EFFECTS] * effects
     if shutil.which("dpkg") is None:
         raise DataError(f"dpkg is not on this machine, so Debian packages cannot be unpacked; {OWN_SPEECH}")
     (root / _DEBS).mkdir(parents=True, exist_ok=True)
@@ -153,6 +154,11 @@ def _licences(root: Path) -> str:
                 f"| {package.language} | {voice_of(root, package.language)} | {licence} | "
                 f"{deb.name if deb else package.name} | {path.relative_to(root)} |"
             )
+    effects = documents_folder(root, EFFECTS) / "copyright"
+    if effects.is_file():
+        deb = _deb_of(EFFECTS.name, root / _DEBS)
+        package_file = deb.name if deb else EFFECTS.name
+        lines.append(f"| - | sound effects | GPL-2 | {package_file} | {effects.relative_to(root)} |")
     return "\n".join(lines) + "\n"
 
 

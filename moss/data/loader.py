@@ -11,63 +11,25 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from moss.config.train import DataConfig, Overlong
 from moss.data.batch import TokenBatch
-from moss.data.order import PackedOrder, keyed_generator
+from moss.data.chance import Chance
+from moss.data.examples import ExampleBuilder, Item, Row, find_items
+from moss.data.order import MixtureOrder, PackedOrder, Use
 from moss.data.shard import Example, ShardDataset
 from moss.errors import DataError
-from moss.sequence.labels import next_position_labels, target_counts
-from moss.sequence.layout import DelayLayout
-from moss.sequence.normalize import normalize_tts_text
+from moss.sequence.layout import Layout
 from moss.sequence.packing import pack
-from moss.sequence.prompt import PromptMode, UserPrompt
+
+__all__ = [
+    "ExampleBuilder",
+    "PositionLimit",
+    "Row",
+    "TokenStream",
+    "check_codebooks",
+    "read_item",
+    "validation_batches",
+]
 
 logger = logging.getLogger(__name__)
-
-LANGUAGE_NAMES = {"en": "English", "fr": "French", "it": "Italian", "es": "Spanish", "ru": "Russian", "zh": "Chinese"}
-"""Language tags of manifests as the prompt spells them; an unknown tag is passed on as it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One example laid out: inputs and labels (positions, channels)."""
-
-    inputs: Tensor
-    labels: Tensor
-
-
-class ExampleBuilder:
-    """Turns an utterance into a training example; generation and evaluation build their prompts with `prompt` too."""
-
-    def __init__(self, layout: DelayLayout) -> None:
-        """Build for one model's layout."""
-        self.layout = layout
-
-    @staticmethod
-    def prompt(
-        text: str | None, language: str = "", tokens: int | None = None, reference: Tensor | None = None, **fields: str
-    ) -> UserPrompt:
-        """The user turn of a request or an example; the text is normalised as the published processor does."""
-        return UserPrompt(
-            text=None if text is None else normalize_tts_text(text),
-            language=LANGUAGE_NAMES.get(language, language) or None,
-            tokens=tokens,
-            reference=None if reference is None else [reference],
-            **fields,
-        )
-
-    def build(self, example: Example, state_duration: bool) -> Row:
-        """Lay an utterance out; the first `num_codebooks` of its codes are used."""
-        codes = torch.from_numpy(example.codes[:, : self.layout.num_codebooks].astype("int64"))
-        prompt = self.prompt(example.text, example.language, len(codes) if state_duration else None)
-        rows = self.layout.conversation(prompt, [codes], PromptMode.loss)
-        num_prompt = len(self.layout.conversation(prompt))
-        inputs, labels = next_position_labels(rows, num_prompt, self.layout.pad_code)
-        return Row(inputs, labels)
-
-    def num_positions(self, text: str, language: str, frames: int, with_duration: bool) -> int:
-        """Positions of an example without reading its codes."""
-        prompt = self.prompt(text, language, frames if with_duration else None)
-        # Start token, slots, end token, end of turn and newline follow the prompt; the last row is no input.
-        return len(self.layout.conversation(prompt)) + frames + self.layout.num_codebooks + 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +91,8 @@ class TokenStream(IterableDataset[TokenBatch]):
         world_size: Number of processes that share a step.
 
     Raises:
-        DataError: The shards have fewer codebooks than the model, an example is too long, or rows cannot be shared.
+        DataError: The shards have fewer codebooks than the model, an example is too long or makes no prompt of the
+            member, rows cannot be shared, or the mixture names other folders.
     """
 
     def __init__(
@@ -151,16 +114,21 @@ class TokenStream(IterableDataset[TokenBatch]):
         self._datasets, self._builder, self._config, self._seed = list(datasets), builder, config, seed
         self.start_step, self._rank, self._world_size = start_step, rank, world_size
         check_codebooks(datasets, builder.layout)
-        self._entries = split_entries(datasets, config.train_split)
+        items = find_items(datasets, config.train_split, builder.member)
+        self._chance = Chance(self._datasets, items, builder, config, seed)
         self._limit = PositionLimit.of(config, max_positions)
-        lengths = self._lengths()
-        fingerprint = "+".join(dataset.fingerprint for dataset in datasets)
-        self._order = PackedOrder(lengths, config.positions_per_micro_batch, config.packing_window, seed, fingerprint)
+        self._items, lengths = self._fitting(items)
+        self._order = self._make_order(lengths)
 
     @property
     def num_examples(self) -> int:
-        """Examples of one epoch."""
-        return len(self._entries)
+        """Examples of all folders; an epoch has as many."""
+        return len(self._items)
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """The examples, in the order of the folders; `read_item` reads one."""
+        return self._items
 
     def __iter__(self) -> Iterator[TokenBatch]:
         """Rows of this rank from `start_step` on; workers take turns, so the order does not depend on their number."""
@@ -176,58 +144,76 @@ class TokenStream(IterableDataset[TokenBatch]):
         """Row `micro_batch` of this rank in a step."""
         per_step = self._config.micro_batches_per_step
         mine = step * per_step + micro_batch * self._world_size + self._rank
-        rows = [self._order.row(step * per_step + i)[1] for i in range(per_step)]
-        frames = torch.tensor([self._frames(index) for row in rows for index in row])
-        epoch, chosen = self._order.row(mine)
-        built = [self._build(index, epoch) for index in chosen]
+        in_step = [use for i in range(per_step) for use in self._order.uses(step * per_step + i)]
+        answers, kept = self._answers(in_step)
+        uses = self._order.uses(mine)
+        items = [self._items[use.example] for use in uses]
         is_last = micro_batch == per_step // self._world_size - 1
-        return TokenBatch(
-            tokens=torch.cat([row.inputs for row in built]).unsqueeze(0),
-            labels=torch.cat([row.labels for row in built]).unsqueeze(0),
-            document_lengths=[len(row.inputs) for row in built],
-            utterance_ids=[self._datasets[d].entries[i].id for d, i in (self._entries[index] for index in chosen)],
+        return _batch(
+            [self._build(item, use.epoch) for item, use in zip(items, uses, strict=True)],
+            [_item_id(self._datasets, item) for item in items],
+            step_counts=self._builder.layout.target_counts(answers, kept),
             step=step,
             cursor=step + 1 if is_last else step,
-            step_counts=target_counts(frames, self._builder.layout.num_codebooks),
+            row=mine,
         )
 
-    def _frames(self, index: int) -> int:
-        dataset, position = self._entries[index]
-        return self._datasets[dataset].entries[position].frames
+    def _answers(self, uses: Sequence[Use]) -> tuple[list[int], list[int] | None]:
+        """Frames of every clip to be learnt, and how many codebooks of each stay where any are dropped."""
+        frames: list[int] = []
+        kept: list[int] = []
+        whole = self._builder.layout.num_codebooks
+        for use in uses:
+            item = self._items[use.example]
+            found = self._builder.answers(self._datasets[item.dataset], item)
+            frames += found
+            kept += [self._chance.kept(item, use.epoch) or whole] * len(found)
+        return frames, kept if self._config.sequence_dropout_prob else None
 
-    def _build(self, index: int, epoch: int) -> Row:
-        dataset, position = self._entries[index]
-        example = self._datasets[dataset].example(position)
-        draw = keyed_generator("duration", self._seed, epoch, example.id).random()
-        return self._builder.build(example, bool(draw < self._config.duration_frac))
+    def _build(self, item: Item, epoch: int) -> Row:
+        draw = self._chance.draw(item, epoch)
+        clone = None if draw.clone is None else self._datasets[item.dataset].codes(draw.clone)
+        return self._builder.build(read_item(self._datasets, item), draw, clone)
 
-    def _lengths(self) -> list[int]:
-        """Upper bound of each example's positions; examples that never fit are refused or dropped."""
+    def _fitting(self, items: Sequence[Item]) -> tuple[list[Item], list[int]]:
+        """The examples that fit, and an upper bound of each one's positions; others are refused or dropped."""
         frac = self._config.duration_frac
         stated = [False] * (frac < 1) + [True] * (frac > 0)
         kept, lengths = [], []
-        for dataset, position in self._entries:
-            entry = self._datasets[dataset].entries[position]
-            length = max(self._builder.num_positions(entry.text, entry.language, entry.frames, s) for s in stated)
-            if self._limit.admits(length, entry.id, self._datasets[dataset].folder):
-                kept.append((dataset, position))
+        for item in items:
+            dataset = self._datasets[item.dataset]
+            clones = self._chance.clone_frames(item)
+            length = max(self._builder.num_positions(dataset, item, s, c) for s in stated for c in clones)
+            if self._limit.admits(length, _item_id(self._datasets, item), dataset.folder):
+                kept.append(item)
                 lengths.append(length)
-        self._limit.check_dropped(len(self._entries) - len(kept), len(self._entries))
-        self._entries = kept
-        return lengths
+        self._limit.check_dropped(len(items) - len(kept), len(items))
+        return kept, lengths
+
+    def _make_order(self, lengths: Sequence[int]) -> PackedOrder:
+        budget, window = self._config.positions_per_micro_batch, self._config.packing_window
+        # One position more than an example has: so rows have always been packed, and a running run must find its own.
+        spaced = [min(length + 1, budget) for length in lengths]
+        fingerprints = [dataset.fingerprint for dataset in self._datasets]
+        mixture = self._config.mixture
+        if not mixture:
+            return PackedOrder(spaced, budget, window, self._seed, "+".join(fingerprints))
+        if len(mixture) != len(fingerprints):
+            raise DataError(
+                f"data.mixture has {len(mixture)} entries, but {len(fingerprints)} folders are open; open those of "
+                "data.folders in their order"
+            )
+        sizes = [sum(item.dataset == number for item in self._items) for number in range(len(fingerprints))]
+        weights = [entry.weight for entry in mixture]
+        return MixtureOrder(spaced, budget, window, self._seed, fingerprints, sizes, weights)
 
 
-def split_entries(datasets: Sequence[ShardDataset], split: str) -> list[tuple[int, int]]:
-    """(dataset, position) of every utterance of a split."""
-    return [
-        (number, position)
-        for number, dataset in enumerate(datasets)
-        for position, entry in enumerate(dataset.entries)
-        if entry.split == split
-    ]
+def read_item(datasets: Sequence[ShardDataset], item: Item) -> list[Example]:
+    """The utterances of an example, read from their shards."""
+    return [datasets[item.dataset].example(position) for position in item.positions]
 
 
-def check_codebooks(datasets: Sequence[ShardDataset], layout: DelayLayout) -> None:
+def check_codebooks(datasets: Sequence[ShardDataset], layout: Layout) -> None:
     """Refuse shards that the model cannot be trained on.
 
     Raises:
@@ -254,28 +240,40 @@ def validation_batches(
     Raises:
         DataError: An example is too long, or too many are (see `PositionLimit`).
     """
-    rows = []
     limit = PositionLimit.of(config, max_positions)
-    chosen_entries = split_entries(datasets, config.validation_split)[:max_examples]
-    for dataset, position in chosen_entries:
-        example = datasets[dataset].example(position)
-        row = builder.build(example, state_duration=False)
-        if limit.admits(len(row.inputs), example.id, datasets[dataset].folder):
-            rows.append((example.id, len(example.codes), row))
-    limit.check_dropped(len(chosen_entries) - len(rows), len(chosen_entries))
-    packed = pack([len(row.inputs) for _, _, row in rows], config.positions_per_micro_batch, len(rows) or 1)
-    batches = []
-    for chosen in packed:
-        frames = torch.tensor([rows[i][1] for i in chosen])
-        batches.append(
-            TokenBatch(
-                tokens=torch.cat([rows[i][2].inputs for i in chosen]).unsqueeze(0),
-                labels=torch.cat([rows[i][2].labels for i in chosen]).unsqueeze(0),
-                document_lengths=[len(rows[i][2].inputs) for i in chosen],
-                utterance_ids=[rows[i][0] for i in chosen],
-                step=0,
-                cursor=0,
-                step_counts=target_counts(frames, builder.layout.num_codebooks),
-            )
-        )
+    chosen = find_items(datasets, config.validation_split, builder.member)[:max_examples]
+    items, rows = [], []
+    for item in chosen:
+        row = builder.build(read_item(datasets, item))
+        if limit.admits(len(row.inputs), _item_id(datasets, item), datasets[item.dataset].folder):
+            items.append(item)
+            rows.append(row)
+    limit.check_dropped(len(chosen) - len(rows), len(chosen))
+    batches: list[TokenBatch] = []
+    for packed in pack([len(row.inputs) for row in rows], config.positions_per_micro_batch, len(rows) or 1):
+        answers = [frames for i in packed for frames in builder.answers(datasets[items[i].dataset], items[i])]
+        ids = [_item_id(datasets, items[i]) for i in packed]
+        counts = builder.layout.target_counts(answers)
+        batches.append(_batch([rows[i] for i in packed], ids, step_counts=counts, row=len(batches)))
     return batches
+
+
+def _batch(
+    rows: Sequence[Row], ids: Sequence[str], *, step_counts: Tensor, row: int, step: int = 0, cursor: int = 0
+) -> TokenBatch:
+    """Examples one after the other in one row."""
+    return TokenBatch(
+        tokens=torch.cat([one.inputs for one in rows]).unsqueeze(0),
+        labels=torch.cat([one.labels for one in rows]).unsqueeze(0),
+        document_lengths=[len(one.inputs) for one in rows],
+        utterance_ids=list(ids),
+        step=step,
+        cursor=cursor,
+        step_counts=step_counts,
+        row=row,
+    )
+
+
+def _item_id(datasets: Sequence[ShardDataset], item: Item) -> str:
+    """The id of an example: of its first utterance."""
+    return datasets[item.dataset].entries[item.positions[0]].id

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from moss.data.files import numbered_jsonl, write_jsonl
-from moss.data.split import HELDOUT, TRAIN
+from moss.data.split import HELDOUT, REFERENCE, TRAIN
 from moss.errors import DataError
 
 _ID = re.compile(r"[\w+=@-]+")
@@ -37,10 +37,20 @@ class Utterance:
     """Of the audio file's bytes."""
     licence: str = ""
     split: str = ""
-    """"train", "heldout", or empty when no split was made."""
+    """"train", "heldout", "reference" (a clip that others take their voice from, no example itself), or empty when no
+    split was made."""
     source: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Everything else the source said: instruction, tokens, quality, sound_event, ambient_sound, reference, ..."""
+    """Everything else the source said: instruction, tokens, quality, sound_event, ambient_sound, reference, ...
+
+    `reference_ids` names the utterances that lend their voices, speaker after speaker, null for one without.
+    `as_recorded: true` keeps a reference clip at its level (Realtime), others are brought to -20 dBFS.
+    """
+
+    @property
+    def is_levelled(self) -> bool:
+        """Whether the clip is brought to the level of references before it is encoded."""
+        return self.split == REFERENCE and not self.extra.get("as_recorded")
 
 
 _FIELDS = {f.name: f for f in dataclasses.fields(Utterance)}
@@ -114,8 +124,14 @@ def _utterance(row: dict[str, Any], where: str) -> Utterance:
         if not isinstance(value, kind) or isinstance(value, bool):
             raise DataError(f"{where}: field {name!r} got {value!r}, expected {_type_name(kind)}")
     check_id(row["id"], where)
-    if row.get("split", "") not in ("", TRAIN, HELDOUT):
-        raise DataError(f"{where}: split {row['split']!r}, expected '{TRAIN}', '{HELDOUT}' or ''")
+    split = row.get("split", "")
+    if split not in ("", TRAIN, HELDOUT, REFERENCE):
+        raise DataError(f"{where}: split {split!r}, expected '{TRAIN}', '{HELDOUT}', '{REFERENCE}' or ''")
+    if not (row["text"].strip() or split == REFERENCE or row.get("extra", {}).get("ambient_sound")):
+        raise DataError(
+            f"{where}: empty text; only clips of split '{REFERENCE}' and sounds described by extra.ambient_sound may "
+            "have none"
+        )
     return Utterance(**row)
 
 

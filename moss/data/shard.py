@@ -8,7 +8,8 @@ import io
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ _MAX_OPEN_FILES = 256
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One utterance as training sees it. `codes` is uint16 of shape (frames, codebooks), owned by the caller."""
+    """One utterance as training sees it. `codes` is uint16 of shape (frames, codebooks), owned by the caller.
+
+    `references` are the codes of the clips that `extra["reference_ids"]` names, None where it holds a null.
+    """
 
     id: str
     text: str
@@ -33,6 +37,7 @@ class Example:
     codes: npt.NDArray[np.uint16]
     num_samples: int
     extra: dict[str, Any]
+    references: list[npt.NDArray[np.uint16] | None] = field(default_factory=list)
 
 
 class ShardDataset:
@@ -55,6 +60,7 @@ class ShardDataset:
             self.entries += shard.utterances
             self._shards += [shard] * len(shard.utterances)
         self._descriptors: dict[str, int] = {}
+        self._extras: dict[int, dict[str, Any]] = {}
 
     @property
     def tokenizer(self) -> TokenizerCard:
@@ -70,27 +76,78 @@ class ShardDataset:
         return len(self.entries)
 
     def example(self, position: int) -> Example:
-        """Read one utterance and check it against the index.
+        """Read one utterance with the clips it refers to, and check them against the index.
 
         Raises:
-            DataError: The tar is cut short or its content is not what the index says; names `shard:id`.
+            DataError: The tar is cut short or its content is not what the index says, or a reference names no
+                utterance of the folder; names `shard:id`.
             IndexError: No such position.
         """
-        entry, shard = self.entries[position], self._shards[position]
-        where = f"{self.folder / shard.file}:{entry.id}"
-        metadata = _parse_metadata(self._read(shard, entry.json_offset, entry.json_bytes, where), entry, where)
-        raw_codes = self._read(shard, entry.codes_offset, entry.codes_bytes, where)
-        codes = parse_codes(raw_codes, entry.frames, self.tokenizer, where)
+        entry = self.entries[position]
+        metadata = self._metadata(position)
         return Example(
             id=entry.id,
             text=entry.text,
             language=entry.language,
             speaker=entry.speaker,
             split=entry.split,
-            codes=codes,
+            codes=self.codes(position),
             num_samples=metadata["num_samples"],
             extra=metadata["extra"],
+            references=[None if other is None else self.codes(other) for other in self.references(position)],
         )
+
+    def codes(self, position: int) -> npt.NDArray[np.uint16]:
+        """The codes of one utterance alone, uint16 (frames, codebooks).
+
+        Raises:
+            DataError: As `example`.
+        """
+        entry, where = self.entries[position], self._where(position)
+        content = self._read(self._shards[position], entry.codes_offset, entry.codes_bytes, where)
+        return parse_codes(content, entry.frames, self.tokenizer, where)
+
+    def extra(self, position: int) -> dict[str, Any]:
+        """What else is known of an utterance: from the index, or from its tar where the index is of version 1.
+
+        Raises:
+            DataError: As `example`.
+        """
+        known = self.entries[position].extra
+        if known is not None:
+            return known
+        if position not in self._extras:
+            self._extras[position] = self._metadata(position)["extra"]
+        return self._extras[position]
+
+    def references(self, position: int) -> list[int | None]:
+        """Positions of the clips whose voices an utterance refers to, speaker after speaker; None where there is none.
+
+        Raises:
+            DataError: `reference_ids` is no list of ids and nulls, or names no utterance of this folder.
+        """
+        ids = self.extra(position).get("reference_ids") or []
+        if not isinstance(ids, list) or not all(name is None or isinstance(name, str) for name in ids):
+            raise DataError(f"{self._where(position)}: reference_ids is {ids!r}, expected a list of ids and nulls")
+        for name in ids:
+            if name is not None and name not in self._positions:
+                raise DataError(
+                    f"{self._where(position)}: reference {name!r} is no utterance of {self.folder}; write the shards "
+                    "again from a manifest that holds it"
+                )
+        return [None if name is None else self._positions[name] for name in ids]
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {entry.id: position for position, entry in enumerate(self.entries)}
+
+    def _where(self, position: int) -> str:
+        return f"{self.folder / self._shards[position].file}:{self.entries[position].id}"
+
+    def _metadata(self, position: int) -> dict[str, Any]:
+        entry, where = self.entries[position], self._where(position)
+        content = self._read(self._shards[position], entry.json_offset, entry.json_bytes, where)
+        return _parse_metadata(content, entry, where)
 
     def close(self) -> None:
         """Close the tars; a later read opens them again."""

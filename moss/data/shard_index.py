@@ -16,8 +16,24 @@ from moss.data.files import decode_utf8, parse_json_object, write_bytes
 from moss.errors import DataError
 from moss.spec import TokenizerSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Version 1 has no `extra` in its entries; `ShardDataset` then takes it from the tars."""
 INDEX_NAME = "index.json"
+
+PROMPT_FIELDS = (
+    "instruction",
+    "tokens",
+    "quality",
+    "sound_event",
+    "ambient_sound",
+    "scene",
+    "reference_ids",
+    "conversation",
+    "turn",
+    "role",
+)
+"""Names in `extra` that decide what a model is trained on."""
 
 T = TypeVar("T")
 
@@ -62,6 +78,8 @@ class UtteranceEntry:
     json_bytes: int
     codes_offset: int
     codes_bytes: int
+    extra: dict[str, Any] | None = None
+    """Everything else that is known of it; None in an index of version 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,10 +122,14 @@ def make_index(tokenizer: TokenizerCard, shards: Iterable[ShardRecord]) -> Shard
 def dataset_fingerprint(tokenizer: TokenizerCard, entries: Iterable[UtteranceEntry]) -> str:
     """Hash of the tokenizer fingerprint and the sorted (id, frames, text) of all utterances; 16 hex digits.
 
-    It does not depend on how utterances are spread over shards.
+    What `extra` adds to a prompt counts too, where there is any. It does not depend on how utterances are spread over
+    shards.
     """
     digest = hashlib.sha256(f"{tokenizer.fingerprint} {tokenizer.num_codebooks}\n".encode())
-    for row in sorted((entry.id, entry.frames, entry.text) for entry in entries):
+    for entry in sorted(entries, key=lambda entry: (entry.id, entry.frames, entry.text)):
+        row: list[Any] = [entry.id, entry.frames, entry.text]
+        prompt = {name: entry.extra[name] for name in PROMPT_FIELDS if name in entry.extra} if entry.extra else {}
+        row += [prompt] if prompt else []
         digest.update(json.dumps(row, ensure_ascii=False).encode() + b"\n")
     return digest.hexdigest()[:16]
 
@@ -135,27 +157,36 @@ def read_index(folder: Path | str) -> ShardIndex:
         )
     row = parse_json_object(decode_utf8(path.read_bytes(), str(path)), str(path))
     version = row.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
+        readable = " and ".join(map(str, READABLE_VERSIONS))
         raise DataError(
-            f"{path}: format_version {version!r}, this program reads {FORMAT_VERSION}; write the shards again with "
+            f"{path}: format_version {version!r}, this program reads {readable}; write the shards again with "
             "data_prep/03_write_shards.py"
         )
     try:
         tokenizer = _typed(TokenizerCard, row["tokenizer"])
-        shards = tuple(parse_shard_record(shard) for shard in row["shards"])
+        shards = tuple(parse_shard_record(shard, version) for shard in row["shards"])
         return _typed(ShardIndex, row | {"tokenizer": tokenizer, "shards": shards})
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: damaged index ({error}); run data_prep/03_write_shards.py again") from error
 
 
-def parse_shard_record(row: dict[str, Any]) -> ShardRecord:
-    """One shard's part of the index.
+def parse_shard_record(row: dict[str, Any], version: int = FORMAT_VERSION) -> ShardRecord:
+    """One shard's part of an index of some format version.
 
     Raises:
         KeyError: A field is missing.
         TypeError: A field is unknown or has the wrong type.
     """
-    return _typed(ShardRecord, row | {"utterances": tuple(_typed(UtteranceEntry, u) for u in row["utterances"])})
+    return _typed(ShardRecord, row | {"utterances": tuple(_entry(u, version) for u in row["utterances"])})
+
+
+def _entry(row: dict[str, Any], version: int) -> UtteranceEntry:
+    if version == 1:
+        return _typed(UtteranceEntry, row | {"extra": None})
+    if not isinstance(row["extra"], dict):
+        raise TypeError(f"extra is {row['extra']!r}, expected an object")
+    return _typed(UtteranceEntry, row)
 
 
 def _typed(cls: type[T], row: dict[str, Any]) -> T:

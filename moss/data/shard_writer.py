@@ -22,6 +22,7 @@ from moss.data.files import atomic_write, decode_utf8, parse_json_object, remove
 from moss.data.manifest import Utterance, check_id
 from moss.data.progress import track
 from moss.data.shard_index import (
+    FORMAT_VERSION,
     INDEX_NAME,
     ShardIndex,
     ShardRecord,
@@ -67,20 +68,25 @@ def write_shards(
     _check_ids(coded)
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
-    plan = [coded[start : start + utterances_per_shard] for start in range(0, len(coded), utterances_per_shard)]
-    digests = [_source_digest(part, tokenizer) for part in plan]
+    starts = range(0, len(coded), utterances_per_shard)
+    plan = {_shard_name(n): coded[start : start + utterances_per_shard] for n, start in enumerate(starts)}
+    wanted = {name: _source_digest(part, tokenizer) for name, part in plan.items()}
     known = _finished_shards(folder, tokenizer)
-    wanted = {_shard_name(number): digest for number, digest in enumerate(digests)}
-    current = {name: record for name, record in known.items() if wanted.get(name) == record.source_digest}
+    current = {
+        name: _with_extra(record, plan[name])
+        for name, record in known.items()
+        if wanted.get(name) == record.source_digest
+    }
     if (folder / INDEX_NAME).is_file() and len(current) == len(known) == len(plan):
-        return read_index(folder)
+        index = read_index(folder)
+        if index.format_version == FORMAT_VERSION:
+            return index
     _forget_index(folder, current, known)
-    for number in track(range(len(plan)), "writing shards", len(plan)):
-        name = _shard_name(number)
+    for name in track(list(plan), "writing shards", len(plan)):
         if name not in current:
-            current[name] = _write_shard(folder, name, plan[number], digests[number], tokenizer)
+            current[name] = _write_shard(folder, name, plan[name], wanted[name], tokenizer)
             write_bytes(folder / (name + _PART_SUFFIX), to_json(current[name]))
-    index = make_index(tokenizer, (current[_shard_name(number)] for number in range(len(plan))))
+    index = make_index(tokenizer, (current[name] for name in plan))
     write_index(folder, index)
     for part in folder.glob("*" + _PART_SUFFIX):
         part.unlink()
@@ -164,6 +170,15 @@ def _add_utterance(tar: tarfile.TarFile, item: CodedUtterance, tokenizer: Tokeni
         json_bytes=json_bytes,
         codes_offset=codes_offset,
         codes_bytes=codes_bytes,
+        extra=utterance.extra,
+    )
+
+
+def _with_extra(record: ShardRecord, coded: Sequence[CodedUtterance]) -> ShardRecord:
+    """The record of a shard made from `coded`, with the `extra` that an index of version 1 left out."""
+    entries = zip(record.utterances, coded, strict=True)
+    return dataclasses.replace(
+        record, utterances=tuple(dataclasses.replace(entry, extra=item.utterance.extra) for entry, item in entries)
     )
 
 
@@ -228,7 +243,10 @@ def _finished_shards(folder: Path, tokenizer: TokenizerCard) -> dict[str, ShardR
     for part in sorted(folder.glob("*" + _PART_SUFFIX)):
         where = str(part)
         try:
-            records.append(parse_shard_record(parse_json_object(decode_utf8(part.read_bytes(), where), where)))
+            row = parse_json_object(decode_utf8(part.read_bytes(), where), where)
+            # Parts carry no version; one of version 1 is known by what it lacks.
+            version = 1 if all("extra" not in utterance for utterance in row["utterances"]) else FORMAT_VERSION
+            records.append(parse_shard_record(row, version))
         except (KeyError, TypeError) as error:
             raise DataError(f"{part}: damaged ({error}); delete it and start again") from error
     return {r.file: r for r in records if (folder / r.file).is_file() and (folder / r.file).stat().st_size == r.bytes}

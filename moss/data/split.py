@@ -7,6 +7,8 @@ from moss.errors import DataError
 
 TRAIN = "train"
 HELDOUT = "heldout"
+REFERENCE = "reference"
+"""Clips that lend their voice to examples and are no example themselves."""
 
 _NOT_WORD = re.compile(r"[^\w']+")
 _BUCKETS = 10_000

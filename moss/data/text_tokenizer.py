@@ -5,6 +5,7 @@
 
 import gzip
 import hashlib
+import json
 import unicodedata
 from functools import cached_property
 from importlib.resources import files
@@ -16,6 +17,8 @@ from moss.errors import DataError
 from moss.spec import SPECIAL_TOKEN_STRINGS, SpecialTokens
 
 COMPACT_ASSET = "compact_bpe.json"
+
+_QWEN_TEXT_IDS = 151_643
 
 
 class TextTokenizer(Protocol):
@@ -36,9 +39,16 @@ class TextTokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """Ids of a plain text."""
 
+    def is_text_id(self, text_id: int) -> bool:
+        """Whether `encode` may return this id; no control token of a model may be one."""
+
 
 class FileTextTokenizer:
-    """A Hugging Face `tokenizer.json` (optionally gzipped) that has the control tokens among its added tokens."""
+    """A Hugging Face `tokenizer.json` (optionally gzipped), usually with the control tokens among its added tokens.
+
+    Added tokens are never made from a text, be they marked as special or not: published files hold control tokens
+    that are not (`<|fim_pad|>`, the delay slot of MossTTSDelay).
+    """
 
     def __init__(self, path: Path) -> None:
         """Read the file.
@@ -51,19 +61,24 @@ class FileTextTokenizer:
         try:
             content = path.read_bytes()
             text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
-            self._tokenizer = Tokenizer.from_str(text)
+            parsed = json.loads(text)
+            self._added: dict[str, int] = {token["content"]: token["id"] for token in parsed.pop("added_tokens", [])}
+            # Control tokens are placed by the layout only; in a text they are spelt out.
+            self._tokenizer = Tokenizer.from_str(json.dumps(parsed, ensure_ascii=False))
         # The Rust library raises plain Exception for a malformed file.
         except Exception as error:
             raise DataError(f"{path}: cannot be read as a tokenizer.json ({error})") from error
-        # Control tokens are placed by the layout only; in a text they are spelt out.
-        self._tokenizer.encode_special_tokens = True
         self._path = path
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, added tokens included."""
-        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+        """One more than the largest id, added tokens included."""
+        return 1 + max(max(self._text_ids, default=-1), max(self._added.values(), default=-1))
+
+    @cached_property
+    def _text_ids(self) -> frozenset[int]:
+        return frozenset(self._tokenizer.get_vocab(with_added_tokens=False).values()) - set(self._added.values())
 
     @cached_property
     def special_tokens(self) -> SpecialTokens:
@@ -74,7 +89,7 @@ class FileTextTokenizer:
         """
         ids: dict[str, int] = {}
         for name, string in SPECIAL_TOKEN_STRINGS.items():
-            found = self._tokenizer.token_to_id(string)
+            found = self._added.get(string, self._tokenizer.token_to_id(string))
             if found is None:
                 raise DataError(f"{self._path}: has no token {string}, needed as {name}")
             ids[name] = found
@@ -83,6 +98,10 @@ class FileTextTokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of a plain text."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def is_text_id(self, text_id: int) -> bool:
+        """Whether `encode` may return this id: one of the model's vocabulary that is no added token."""
+        return text_id in self._text_ids
 
 
 class QwenTextTokenizer:
@@ -109,6 +128,10 @@ class QwenTextTokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of a plain text."""
         return list(self._bpe._tokenizer.encode_ordinary(unicodedata.normalize("NFC", text)))
+
+    def is_text_id(self, text_id: int) -> bool:
+        """Whether `encode` may return this id: all below the first control token."""
+        return 0 <= text_id < _QWEN_TEXT_IDS
 
 
 def build_text_tokenizer(config: TextTokenizerConfig) -> TextTokenizer:

@@ -3,6 +3,7 @@
 import json
 import os
 import tarfile
+from collections.abc import Collection
 from pathlib import Path
 
 from moss.data.files import sha256_file
@@ -15,7 +16,7 @@ _MAX_SHOWN = 20
 
 
 def verify_shards(folder: Path) -> tuple[ShardIndex, list[str]]:
-    """Check hashes, offsets, members, code ranges, `frames == ceil(samples / hop)`, unique ids and all totals.
+    """Check hashes, offsets, members, code ranges, `frames == ceil(samples / hop)`, unique ids, references and totals.
 
     Returns:
         The index, and one line per problem, each starting with the shard or `shard:id`.
@@ -32,6 +33,8 @@ def verify_shards(folder: Path) -> tuple[ShardIndex, list[str]]:
             if entry.id in seen:
                 problems.append(f"{shard.file}:{entry.id}: duplicate id, also in {seen[entry.id]}")
             seen[entry.id] = shard.file
+    for shard in index.shards:
+        problems += _dangling_references(shard, seen.keys())
     listed = {shard.file for shard in index.shards}
     for stray in sorted(path.name for path in folder.glob("*.tar") if path.name not in listed):
         problems.append(f"{stray}: not in the index; delete it")
@@ -114,6 +117,8 @@ def _check_entry(descriptor: int, entry: UtteranceEntry, index: ShardIndex, wher
     for name in ("id", "text", "language", "speaker", "split", "frames"):
         if metadata.get(name) != getattr(entry, name):
             problems.append(f"{where}: {name} is {metadata.get(name)!r}, the index says {getattr(entry, name)!r}")
+    if entry.extra is not None and metadata.get("extra") != entry.extra:
+        problems.append(f"{where}: extra is {metadata.get('extra')!r}, the index says {entry.extra!r}")
     num_samples = metadata.get("num_samples")
     if not isinstance(num_samples, int) or index.tokenizer.spec.num_frames(num_samples) != entry.frames:
         problems.append(
@@ -121,6 +126,15 @@ def _check_entry(descriptor: int, entry: UtteranceEntry, index: ShardIndex, wher
             f"{index.tokenizer.samples_per_frame})"
         )
     return problems
+
+
+def _dangling_references(shard: ShardRecord, known: Collection[str]) -> list[str]:
+    return [
+        f"{shard.file}:{entry.id}: reference {name!r} is no utterance of this folder"
+        for entry in shard.utterances
+        for name in (entry.extra or {}).get("reference_ids") or []
+        if name is not None and name not in known
+    ]
 
 
 def _check_totals(index: ShardIndex) -> list[str]:

@@ -5,26 +5,12 @@ Differs: unless `compatibility=reference`, a continuation keeps all of its new f
 start token as a frame and drops one), and any number of audio blocks is allowed (the published code raises for two).
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from moss.config.generation import Compatibility
+from moss.generation.segments import AudioSegment
 from moss.sequence.delay import undo_delay
-
-
-@dataclass(frozen=True, slots=True)
-class AudioSegment:
-    """One block of audio.
-
-    Attributes:
-        codes: Shape (frames, codebooks), the frames given by the prompt included (the tokenizer needs them as past).
-        num_given: Leading frames that came from the prompt and are cut after decoding.
-    """
-
-    codes: Tensor
-    num_given: int
 
 
 def audio_segments(

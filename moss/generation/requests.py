@@ -1,8 +1,9 @@
 """What is asked of a generator, and where such requests come from: a command line, a JSONL file, a manifest."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from moss.data.manifest import Utterance
 from moss.data.order import keyed_generator
 from moss.data.split import HELDOUT, TRAIN
 from moss.errors import DataError, GenerationError
+from moss.generation.presets import OVERRIDES
+from moss.generation.references import Reference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,30 +30,71 @@ class Request:
     """One thing to say.
 
     Attributes:
-        id: Names the files; unique in a run.
-        text: The words.
+        id: Names the files, unique in a run; the program makes one up where it is empty.
+        text: The words; None for a sound effect. Dialogues mark their speakers: `[S1] ... [S2] ...`.
         language: Two-letter tag or full English name; empty for none.
         tokens: Wanted length in frames, None lets the model decide.
-        reference: Recording whose voice is to be used.
+        duration_s: The same in seconds.
+        reference: Recording whose voice is to be used; see `moss.generation.references.Reference`.
+        references: One for each speaker of a dialogue, None for a voice of the model's choice.
+        instruction: Description of the wanted voice (voice_generator).
+        ambient_sound: Description of the wanted sound (sound_effect).
+        sound_event: Further field of the prompt.
+        quality: Further field of the prompt.
+        scene: Further field of the prompt (TTSD-v1.0's format).
+        prefix: Recording that is to be carried on; what is made does not contain it.
+        prompt_text: The words of `prefix`; not needed if it is an earlier generation.
+        prompt_texts: The words of each of `references` (None for a speaker without one): the dialogue then carries on
+            these clips.
+        seed: Of this request's own random stream; None makes one from the run's seed, the id and the text.
+        max_chars: Speak a longer text in parts of at most so many characters; None only where it does not fit.
         group: Label that evaluation tells apart, e.g. "seen" and "heldout".
         target: The human recording, if there is one.
     """
 
-    id: str
-    text: str
+    id: str = ""
+    text: str | None = None
     language: str = ""
     tokens: int | None = None
-    reference: str | None = None
+    duration_s: float | None = None
+    reference: Reference | None = None
+    references: Sequence[Reference | None] | None = None
+    instruction: str | None = None
+    ambient_sound: str | None = None
+    sound_event: str | None = None
+    quality: str | None = None
+    scene: str | None = None
+    prefix: Reference | None = None
+    prompt_text: str | None = None
+    prompt_texts: Sequence[str | None] | None = None
+    seed: int | None = None
+    max_chars: int | None = None
     group: str = ""
     target: Target | None = None
+
+
+_TEXTS = {"id", "text", "language", "group"}
+_OPTIONAL_TEXTS = {
+    "reference",
+    "instruction",
+    "ambient_sound",
+    "sound_event",
+    "quality",
+    "scene",
+    "prefix",
+    "prompt_text",
+}
+_COUNTS = {"tokens": "a number of frames, at least 1, or null", "max_chars": "a number, at least 1, or null"}
+_FIRST_FIELDS = ("id", "text", "language", "tokens", "reference", "group", "target")
+"""Those of the first format; the others count towards a request's hash only where they are set."""
 
 
 def read_requests(path: Path) -> list[Request]:
     """Requests from a JSONL file with the fields of `Request`; `id` may be missing.
 
     Raises:
-        DataError: A line is not an object, has an unknown or mistyped field or no text, naming `path:line`; or the
-            file holds no request.
+        DataError: A line is not an object, has an unknown or mistyped field or neither text nor ambient_sound, naming
+            `path:line`; or the file holds no request.
         GenerationError: Two requests with one id.
     """
     requests = []
@@ -60,8 +104,8 @@ def read_requests(path: Path) -> list[Request]:
         if unknown:
             raise DataError(f"{path}:{number}: unknown field {unknown[0]!r}; a request has {', '.join(sorted(known))}")
         text = row.get("text")
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{path}:{number}: no text")
+        if not (isinstance(text, str) and text.strip()) and not (text is None and row.get("ambient_sound")):
+            raise DataError(f"{path}:{number}: no text; a request needs one, or an ambient_sound for sound effects")
         requests.append(_request(row, number, f"{path}:{number}"))
     if not requests:
         raise DataError(f"{path}: holds no request; write one JSON object a line, with at least a text")
@@ -71,17 +115,71 @@ def read_requests(path: Path) -> list[Request]:
 
 def _request(row: dict[str, Any], number: int, where: str) -> Request:
     for name, value in row.items():
-        if name == "tokens":
-            if value is not None and (type(value) is not int or value < 1):
-                raise DataError(f"{where}: tokens={value!r}, expected a number of frames, at least 1, or null")
-        elif name != "target" and not (isinstance(value, str) or (name == "reference" and value is None)):
-            raise DataError(f"{where}: {name}={value!r}, expected a text")
+        expected = None if name == "target" else _mistyped(name, value)
+        if expected is not None:
+            raise DataError(f"{where}: {name}={value!r}, expected {expected}")
     target = row.get("target")
     try:
         wanted = None if target is None else Target(**target)
     except TypeError as error:
         raise DataError(f"{where}: target={target!r}, expected wav, duration_s and maybe speaker") from error
     return Request(**{"id": f"r{number:06d}", **row, "target": wanted})
+
+
+def _mistyped(name: str, value: Any) -> str | None:
+    """What a field of a JSON request should have been, None if it is."""
+    fits = value is None and name not in _TEXTS - {"text"}
+    expected = "a text"
+    if name in _COUNTS:
+        fits, expected = fits or (type(value) is int and value >= 1), _COUNTS[name]
+    elif name == "seed":
+        fits, expected = fits or (type(value) is int and value >= 0), "a whole number, at least 0, or null"
+    elif name == "duration_s":
+        fits, expected = fits or (type(value) in (int, float) and value > 0), "seconds, more than 0, or null"
+    elif name in ("references", "prompt_texts"):
+        fits = fits or (isinstance(value, list) and all(isinstance(entry, str | None) for entry in value))
+        expected = "a list of texts, one for each speaker, null for a speaker without a clip"
+    else:
+        fits = fits or isinstance(value, str)
+    return None if fits else expected
+
+
+def request_json(request: Request) -> str:
+    """A request as text, for hashes that tell whether it changed.
+
+    Raises:
+        GenerationError: A reference is not a path or id.
+    """
+    content = {name: getattr(request, name) for name in Request.__slots__}
+    content["target"] = None if request.target is None else asdict(request.target)
+    kept = {name: value for name, value in content.items() if name in _FIRST_FIELDS or value is not None}
+    try:
+        return json.dumps(kept, sort_keys=True, default=_path_text)
+    except TypeError as error:
+        raise GenerationError(
+            f"request {request.id!r}: references of requests that are written to a folder must be paths, {error}"
+        ) from error
+
+
+def _path_text(value: Any) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"got a {type(value).__name__}")
+
+
+def request_from(fields: Mapping[str, Any]) -> Request:
+    """A request from its fields by name.
+
+    Raises:
+        GenerationError: A name that no request has.
+    """
+    for name in fields:
+        if name not in Request.__slots__:
+            raise GenerationError(
+                f"unknown field or setting {name!r}; a request has {', '.join(Request.__slots__)}; settings are "
+                f"{', '.join(OVERRIDES)}"
+            )
+    return Request(**fields)
 
 
 def check_unique(requests: Sequence[Request]) -> None:
@@ -136,6 +234,10 @@ def draw_requests(
 
 
 def request_seed(run_seed: int, request: Request) -> int:
-    """The seed of a request's own random stream; no other request has a say in it."""
-    digest = hashlib.sha256(f"{run_seed}\x1f{request.id}\x1f{request.text}".encode()).digest()
+    """The seed of a request's own random stream; no other request has a say in it.
+
+    A request with a seed of its own draws by that and its text, whatever it is called.
+    """
+    own = f"{run_seed}\x1f{request.id}" if request.seed is None else f"{request.seed}\x1f"
+    digest = hashlib.sha256(f"{own}\x1f{request.text}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

@@ -4,36 +4,24 @@ Source: MOSS-TTS moss_tts_delay/modeling_moss_tts.py @58b20a0; parameter names a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
+from transformers import Qwen3Model
 
 from moss.config.model import DelayModelConfig
 from moss.model.backbone import build_backbone
+from moss.model.channels import ChannelTables
+from moss.model.interface import Frame, Generator, Supervised, labelled_rows
 
 
-@dataclass(frozen=True, slots=True)
-class ModelOutput:
-    """What one forward pass gives: final normed hidden states (batch, positions, width).
-
-    Logits are made from them by `DelayModel.channel_logits` only where they are needed. They are aligned with the
-    inputs: position p predicts what the labels hold at p.
-    """
-
-    hidden: Tensor
-    cache: Cache | None = None
-
-
-class DelayModel(nn.Module):
+class DelayModel(Generator):
     """Text and N delayed codebooks predicted side by side at every position."""
+
+    config: DelayModelConfig
 
     def __init__(self, config: DelayModelConfig) -> None:
         """Build with fresh weights: normal(0, initializer_range), like the published class."""
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         rows = config.codebook_size + 1
         self.language_model = build_backbone(config)
         self.emb_ext = nn.ModuleList(nn.Embedding(rows, config.hidden_size) for _ in range(config.num_codebooks))
@@ -41,62 +29,28 @@ class DelayModel(nn.Module):
         self.lm_heads = nn.ModuleList(nn.Linear(config.hidden_size, size, bias=False) for size in heads)
         for module in [*self.emb_ext, *self.lm_heads]:
             nn.init.normal_(module.weight, std=config.initializer_range)
+        self._embeddings = ChannelTables(list(self.emb_ext))
+        self._code_heads = ChannelTables(list(self.lm_heads[1:]))
 
     @property
-    def num_channels(self) -> int:
-        """Text and codebooks."""
-        return 1 + self.config.num_codebooks
+    def backbone(self) -> Qwen3Model:
+        """The decoder over positions."""
+        return self.language_model
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Sum of the channels' embeddings; pad codes have a trained row of their own.
+    def tables(self) -> Sequence[ChannelTables]:
+        """The code embeddings and the code heads."""
+        return [self._embeddings, self._code_heads]
 
-        Args:
-            tokens: Ids, shape (batch, positions, channels).
+    def embed(self, tokens: Tensor, num_codebooks: int | None = None) -> Tensor:
+        """Sum of the channels' embeddings; pad codes have a trained row of their own. See `Generator`."""
+        end = 1 + (num_codebooks or self.config.num_codebooks)
+        return self._embeddings.add_to(self.language_model.embed_tokens(tokens[..., 0]), tokens[..., 1:end])
 
-        Returns:
-            Shape (batch, positions, width).
-        """
-        embedded = self.language_model.embed_tokens(tokens[..., 0])
-        for index, table in enumerate(self.emb_ext):
-            embedded = embedded + table(tokens[..., index + 1])
-        return embedded
-
-    def forward(
-        self,
-        tokens: Tensor,
-        *,
-        document_lengths: Sequence[int] | None = None,
-        attention_mask: Tensor | None = None,
-        cache: Cache | None = None,
-        position_ids: Tensor | None = None,
-    ) -> ModelOutput:
-        """Run the backbone.
-
-        Args:
-            tokens: Ids, shape (batch, positions, channels).
-            document_lengths: For a packed row (batch 1): positions of each document; they do not see each other.
-            attention_mask: For a padded batch: (batch, all positions so far), False where padded.
-            cache: A transformers cache that is read and extended in place.
-            position_ids: Rotary positions (batch, positions); made from the documents or the mask when absent.
-        """
-        arguments: dict[str, Any] = {}
-        mask: Any = attention_mask
-        if document_lengths is not None:
-            position_ids = torch.cat([torch.arange(length, device=tokens.device) for length in document_lengths])[None]
-            # A dict of ready masks keeps transformers from building positions x positions.
-            mask = {"full_attention": None}
-            arguments["document_lengths"] = list(document_lengths)
-        elif position_ids is None and attention_mask is not None:
-            position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
-        output = self.language_model(
-            inputs_embeds=self.embed(tokens),
-            attention_mask=mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            **arguments,
-        )
-        return ModelOutput(hidden=output.last_hidden_state, cache=cache)
+    def supervised(self, hidden: Tensor, labels: Tensor, frames: Tensor | None = None) -> Supervised:
+        """All channels read the position's hidden state; there are no frames to leave out. See `Generator`."""
+        assert frames is None, "MossTTSDelay has no depth network to save on"
+        states, kept = labelled_rows(hidden, labels)
+        return Supervised(states.unsqueeze(1).expand(-1, kept.shape[1], -1), kept)
 
     def head_weight(self, channel: int) -> Tensor:
         """Rows of a channel's head that may be predicted, shape (ids, width): the pad code never is."""
@@ -117,3 +71,28 @@ class DelayModel(nn.Module):
             logits[..., self.config.codebook_size] = float("-inf")
         assert isinstance(logits, Tensor)
         return logits
+
+    def code_logits(self, hidden: Tensor) -> Tensor:
+        """Logits of all codebooks (..., codebooks, codebook_size), in one matrix product on a fused model.
+
+        Args:
+            hidden: Shape (..., width).
+        """
+        return self._code_heads.logits(hidden)[..., : self.config.codebook_size]
+
+    def begin_frame(self, hidden: Tensor, num_codebooks: int | None = None) -> Frame:
+        """All channels of a position are predicted at once. See `Generator`."""
+        return _DelayFrame(self, hidden)
+
+
+class _DelayFrame:
+    """One position: what is drawn for a channel does not reach the others."""
+
+    def __init__(self, model: DelayModel, hidden: Tensor) -> None:
+        self._model, self._hidden = model, hidden
+
+    def logits(self, channel: int) -> Tensor:
+        return self._model.channel_logits(self._hidden, channel)
+
+    def feed(self, channel: int, ids: Tensor) -> None:
+        pass

@@ -1,5 +1,7 @@
 """Next-position targets: which positions carry loss, and in which channels."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -32,18 +34,40 @@ def next_position_labels(rows: Tensor, num_prompt_positions: int, pad_code: int)
     return inputs, labels
 
 
-def target_counts(num_frames: Tensor, num_codebooks: int) -> Tensor:
-    """Targets per channel of delayed examples, without building them.
+def target_counts(
+    frames: Sequence[int] | Tensor,
+    num_codebooks: int,
+    *,
+    text_targets: int | None = None,
+    first_targets: int = 0,
+    kept: Sequence[int] | None = None,
+) -> Tensor:
+    """Targets per channel of examples, without building them.
 
     Args:
-        num_frames: Frames of each example, shape (examples,).
+        frames: Frames of each answer.
         num_codebooks: Codebooks of the model.
+        text_targets: Targets of channel 0 beside one a frame, for each answer. The default is Delay's
+            codebooks + 3: start, delay slots, end, end of turn, newline.
+        first_targets: Targets of codebook 0 beside one a frame, for each answer.
+        kept: How many codebooks of each answer carry loss; None for all.
 
     Returns:
-        Counts summed over the examples, shape (channels,): text has frames + codebooks + 3 targets an example
-        (start, slots, end, end of turn, newline), every codebook one per frame.
+        Counts summed over the answers, shape (channels,).
+
+    Raises:
+        DataError: `kept` is of another length, or outside 1..num_codebooks.
     """
-    frames = int(num_frames.sum())
-    counts = torch.full((1 + num_codebooks,), frames, dtype=torch.long)
-    counts[0] = frames + len(num_frames) * (num_codebooks + 3)
+    lengths = [int(length) for length in frames]
+    depths = [num_codebooks] * len(lengths) if kept is None else list(kept)
+    if len(depths) != len(lengths) or any(not 1 <= depth <= num_codebooks for depth in depths):
+        raise DataError(
+            f"kept={depths} for {len(lengths)} answers; give one number of 1..{num_codebooks} codebooks an answer"
+        )
+    extra = num_codebooks + 3 if text_targets is None else text_targets
+    counts = torch.zeros(1 + num_codebooks, dtype=torch.long)
+    counts[0] = sum(lengths) + len(lengths) * extra
+    counts[1] = len(lengths) * first_targets
+    for length, depth in zip(lengths, depths, strict=True):
+        counts[1 : 1 + depth] += length
     return counts

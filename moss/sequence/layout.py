@@ -1,118 +1,128 @@
 """From messages to the grid of positions: shape (positions, channels), channel 0 text, then one code per codebook.
 
-Text positions hold the pad code in every codebook; audio positions hold a slot token in channel 0.
+Text positions hold the pad code in every codebook; audio positions hold a slot token in channel 0. One class for
+each architecture, behind one interface.
 Source: MOSS-TTS moss_tts_delay/processing_moss_tts.py @58b20a0.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from moss.errors import DataError
-from moss.sequence.delay import apply_delay
-from moss.sequence.prompt import (
-    Codes,
-    Control,
-    Message,
-    PromptMode,
-    Segment,
-    UserPrompt,
-    assistant_message,
-    user_message,
+from moss.config.model import (
+    DelayModelConfig,
+    LocalModelConfig,
+    LocalV15ModelConfig,
+    ModelConfig,
+    RealtimeModelConfig,
+    Template,
 )
+from moss.errors import ConfigError
+from moss.sequence.grid import Encode
+from moss.sequence.layout_chat import ChatLayout
+from moss.sequence.layout_local import LocalLayout, LocalV15Layout
+from moss.sequence.layout_realtime import RealtimeLayout
+from moss.sequence.prompt import Prompt, PromptMode
+from moss.sequence.templates import TEMPLATES, PromptTemplate
 from moss.spec import SpecialTokens
 
-Encode = Callable[[str], list[int]]
-"""A text tokenizer: plain text to ids, without parsing control tokens."""
+__all__ = ["DelayLayout", "Encode", "Layout", "LocalLayout", "LocalV15Layout", "RealtimeLayout", "build_layout"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DelayLayout:
-    """How MossTTSDelay lays a conversation out."""
+class Layout(Protocol):
+    """How an architecture lays requests and examples out."""
 
-    encode: Encode
-    special: SpecialTokens
-    num_codebooks: int
-    codebook_size: int
+    @property
+    def encode(self) -> Encode:
+        """The text tokenizer."""
+
+    @property
+    def special(self) -> SpecialTokens:
+        """Ids of the control tokens."""
+
+    @property
+    def num_codebooks(self) -> int:
+        """Codebooks of the model."""
+
+    @property
+    def codebook_size(self) -> int:
+        """Entries of each codebook."""
 
     @property
     def pad_code(self) -> int:
         """The code of a position without audio."""
-        return self.codebook_size
 
-    def message_positions(self, message: Message) -> Tensor:
-        """Positions of one turn `<|im_start|>{role} ... <|im_end|>` and its newline, shape (positions, channels)."""
-        head: list[str | Control | Codes] = [Control("im_start")]
-        segments = list(message.segments)
-        if segments and isinstance(segments[0], str):
-            segments[0] = f"{message.role}\n{segments[0]}"
-        else:
-            head.append(f"{message.role}\n")
-        parts = [self._segment(segment, message.role) for segment in [*head, *segments, Control("im_end"), "\n"]]
-        return torch.cat(parts)
+    @property
+    def template(self) -> PromptTemplate:
+        """The prompt format."""
 
     def conversation(
-        self, prompt: UserPrompt, codes: Sequence[Tensor] | None = None, mode: PromptMode = PromptMode.generation
+        self, prompt: Prompt, codes: Sequence[Tensor] | None = None, mode: PromptMode = PromptMode.generation
     ) -> Tensor:
-        """Positions of a request or an example, shape (positions, channels).
+        """Positions of a request or an example, shape (positions, channels)."""
 
-        Args:
-            prompt: The user turn.
-            codes: The assistant's clips, each (frames, codebooks); required by every mode but `generation`.
-            mode: See `PromptMode`.
+    def example(self, prompt: Prompt, codes: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Inputs and labels, both (positions - 1, channels), aligned: label p is what input p predicts."""
 
-        Raises:
-            DataError: Codes are missing, of another width, or outside the codebook.
-        """
-        user = self.message_positions(user_message(prompt))
-        if mode is PromptMode.generation:
-            opened: list[Segment] = [Control("im_start"), "assistant\n"]
-            return torch.cat([user, *(self._segment(segment, "assistant") for segment in opened)])
-        if codes is None:
-            raise DataError(f"mode={mode.value} needs the assistant's codes")
-        rows = torch.cat([user, self.message_positions(assistant_message(codes))])
-        if mode is PromptMode.continuation:
-            last_gen = int((rows[:, 0] == self.special.gen_slot).nonzero()[-1])
-            rows = rows[: last_gen + 1]
-        return rows
+    def num_positions(self, prompt: Prompt, frames: int = 0) -> int:
+        """Input positions of `example` with an answer of `frames` frames; a `Placeholder` may stand for codes."""
 
-    def _segment(self, segment: str | Control | Codes, role: str) -> Tensor:
-        if isinstance(segment, str):
-            return self._text(self.encode(segment))
-        if isinstance(segment, Control):
-            return self._text([getattr(self.special, segment.name)])
-        return self._audio(segment.codes, role)
+    def target_counts(self, frames: Sequence[int], kept: Sequence[int] | None = None) -> Tensor:
+        """Targets per channel of answers of so many frames, of which `kept` codebooks carry loss: (channels,)."""
 
-    def _text(self, ids: Sequence[int]) -> Tensor:
-        rows = torch.full((len(ids), 1 + self.num_codebooks), self.pad_code, dtype=torch.long)
-        rows[:, 0] = torch.tensor(list(ids), dtype=torch.long)
-        return rows
 
-    def _audio(self, codes: Tensor, role: str) -> Tensor:
-        self._check(codes)
-        delayed = apply_delay(codes.long(), self.pad_code)
-        num_frames, tail = len(codes), self.num_codebooks - 1
-        if role == "user":
-            slots = [self.special.user_slot] * (num_frames + tail)
-        else:
-            slots = [self.special.gen_slot] * num_frames + [self.special.delay_slot] * tail
-        rows = self._text([self.special.audio_start, *slots, self.special.audio_end])
-        rows[1:-1, 1:] = delayed
-        return rows
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DelayLayout(ChatLayout):
+    """How MossTTSDelay lays a conversation out: codebook k runs k positions behind codebook 0."""
 
-    def _check(self, codes: Tensor) -> None:
-        if codes.dim() != 2 or codes.shape[1] != self.num_codebooks or len(codes) == 0:
-            raise DataError(
-                f"expected codes of shape (frames, {self.num_codebooks}), got {tuple(codes.shape)}; "
-                "encode with as many codebooks as the model has"
-            )
-        if int(codes.min()) < 0 or int(codes.max()) >= self.codebook_size:
-            raise DataError(
-                f"codes range over {int(codes.min())}..{int(codes.max())}, outside [0, {self.codebook_size}); "
-                "were they made by another tokenizer?"
-            )
+    template: PromptTemplate = TEMPLATES[Template.moss_tts_delay_v1]
+
+    delayed: ClassVar[bool] = True
+    opens_audio: ClassVar[bool] = False
+
+    @property
+    def text_targets(self) -> int:
+        """Start of audio, delay slots, end of audio, end of turn, newline."""
+        return self.num_codebooks + 3
+
+
+def build_layout(config: ModelConfig, encode: Encode) -> Layout:
+    """The layout of a model.
+
+    Args:
+        config: Of one of the architectures.
+        encode: The model's text tokenizer.
+
+    Raises:
+        ConfigError: The template belongs to another architecture.
+    """
+    # LocalModelConfig is a DelayModelConfig too, so it is asked first.
+    kinds: list[tuple[type, type, tuple[Template, ...]]] = [
+        (LocalModelConfig, LocalLayout, (Template.moss_tts_local_v1,)),
+        (DelayModelConfig, DelayLayout, (Template.moss_tts_delay_v1, Template.moss_ttsd_v1)),
+        (LocalV15ModelConfig, LocalV15Layout, (Template.moss_tts_local_v15,)),
+        (RealtimeModelConfig, RealtimeLayout, (Template.moss_tts_realtime_v1,)),
+    ]
+    layout, allowed = next((layout, allowed) for kind, layout, allowed in kinds if isinstance(config, kind))
+    if config.template not in allowed:
+        raise ConfigError(
+            f"model.template: {config.template.value} does not belong to architecture={config.architecture}; "
+            f"choose {' or '.join(template.value for template in allowed)}"
+        )
+    assert isinstance(config, DelayModelConfig | LocalV15ModelConfig | RealtimeModelConfig)
+    lead = {"lead": config.text_lead} if isinstance(config, RealtimeModelConfig) else {}
+    built: Layout = layout(
+        encode=encode,
+        special=config.special_tokens,
+        num_codebooks=config.num_codebooks,
+        codebook_size=config.codebook_size,
+        template=TEMPLATES[config.template],
+        **lead,
+    )
+    return built
 
 
 def left_pad(rows: Sequence[Tensor], padding: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from moss.config.train import TrainConfig
-from moss.training.optim import build_optimizer, build_scheduler
+from moss.training.optim import base_rate, build_optimizer, build_scheduler, freeze_parameters
 
 
 class LitRun(LightningModule):
@@ -15,6 +15,9 @@ class LitRun(LightningModule):
     Args:
         model: The network; its state dict is the checkpoint's, without a prefix.
         config: The run.
+
+    Raises:
+        ConfigError: `optim.freeze` contradicts the model or `lora`.
     """
 
     model: nn.Module
@@ -24,6 +27,7 @@ class LitRun(LightningModule):
         self.model = model
         self.config = config
         self.cursor = 0
+        freeze_parameters(model, config.optim, config.lora)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The network's tensors under the published names."""
@@ -42,11 +46,15 @@ class LitRun(LightningModule):
         self.cursor = checkpoint["moss_cursor"]
 
     def configure_optimizers(self) -> Any:
-        """AdamW and the schedule, stepped once per optimizer step."""
+        """AdamW and the schedule, stepped once per optimizer step.
+
+        Raises:
+            ConfigError: A pattern of `optim.lr_scales` matches nothing that is trained.
+        """
         optimizer = build_optimizer(self.model, self.config.optim)
         scheduler = build_scheduler(optimizer, self.config.optim, self.config.schedule.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Log the rate that this step uses."""
-        self.log("optim/lr", optimizer.param_groups[0]["lr"])
+        self.log("optim/lr", base_rate(optimizer))

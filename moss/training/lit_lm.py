@@ -1,13 +1,18 @@
 """The LightningModule of every generator: one step of a packed row, loss as global sum over global count."""
 
+import math
+
 import torch
 from torch import Tensor
 
+from moss.config.model import LocalV15ModelConfig, ModelConfig, RealtimeModelConfig, StopHead
 from moss.config.train import TrainConfig
 from moss.data.batch import TokenBatch
+from moss.data.order import keyed_generator
 from moss.loss import LossSums, channel_loss_sums, expand_channel_weights, weighted_mean
-from moss.model.delay import DelayModel
-from moss.model.flops import delay_training_flops
+from moss.model.flops import training_flops
+from moss.model.interface import Generator
+from moss.spec import IGNORE_LABEL
 from moss.training.lit_base import LitRun
 
 
@@ -19,10 +24,13 @@ class LitGenerator(LitRun):
         config: The run.
     """
 
-    def __init__(self, model: DelayModel, config: TrainConfig) -> None:
+    model: Generator
+
+    def __init__(self, model: Generator, config: TrainConfig) -> None:
         super().__init__(model, config)
         weights = expand_channel_weights(config.loss.channel_weights, config.model.num_codebooks)
         self.register_buffer("channel_weights", weights, persistent=False)
+        self._names = channel_names(config.model)
         self._validation: LossSums | None = None
         self._share: Tensor | None = None
         self._sums_of_step: LossSums | None = None
@@ -33,11 +41,14 @@ class LitGenerator(LitRun):
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         """Loss of one row, scaled so that a step's rows on all ranks add up to the mean over the whole step."""
-        sums = self._sums(batch)
+        if self.config.lora.dropout > 0:
+            torch.manual_seed(self._key("dropout", batch))
+        sums, scales = self._sums(batch, self._frames(batch))
         loss = weighted_mean(sums.sums, batch.step_counts, self._weights())
         # A row's share of the step's mean: the step's loss is the sum of its rows' shares.
         rows = self.config.data.micro_batches_per_step
-        self._log_step(batch, loss.detach(), LossSums(sums.sums.detach(), sums.counts))
+        computed = sums.sums.detach() if scales is None else sums.sums.detach() / scales
+        self._log_step(batch, loss.detach(), LossSums(computed, sums.counts))
         self.cursor = batch.cursor
         # Lightning divides by the accumulation and DDP averages over ranks; both are undone here.
         return loss * rows
@@ -49,14 +60,18 @@ class LitGenerator(LitRun):
         if batch.cursor == batch.step:
             return
         self.log("train/loss", self._share)
-        done = self._sums_of_step
-        for channel, value in enumerate(done.sums / done.counts.clamp(min=1)):
-            self.log(f"train/loss/{channel_name(channel)}", value)
+        self._log_channels("train", self._sums_of_step)
         self._share = self._sums_of_step = None
+
+    def _log_channels(self, part: str, sums: LossSums) -> None:
+        """Mean of each channel; not a number where a channel had no target."""
+        for name, value in zip(self._names, sums.sums / sums.counts, strict=True):
+            if name is not None:
+                self.log(f"{part}/loss/{name}", value)
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Sums only; the mean is taken over the whole set."""
-        sums = self._sums(batch)
+        sums, _ = self._sums(batch)
         self._validation = sums if self._validation is None else self._validation + sums
 
     def on_validation_epoch_end(self) -> None:
@@ -65,17 +80,38 @@ class LitGenerator(LitRun):
         if sums is None:
             return
         self.log("val/loss", weighted_mean(sums.sums, sums.counts, self._weights()))
-        for channel, value in enumerate(sums.sums / sums.counts.clamp(min=1)):
-            self.log(f"val/loss/{channel_name(channel)}", value)
+        self._log_channels("val", sums)
 
     def work(self, batch: TokenBatch) -> tuple[int, float]:
         """Positions of a row and the floating-point work that its labels require."""
         counts = (batch.labels >= 0).sum(dim=(0, 1)).tolist()
-        return batch.num_positions, delay_training_flops(self.config.model, batch.document_lengths, counts)
+        flops = training_flops(
+            self.config.model,
+            batch.document_lengths,
+            counts,
+            depth_frac=self.config.loss.depth_frac,
+            frozen=self.config.lora.rank > 0,
+        )
+        return batch.num_positions, flops
 
-    def _sums(self, batch: TokenBatch) -> LossSums:
+    def _sums(self, batch: TokenBatch, frames: Tensor | None = None) -> tuple[LossSums, Tensor | None]:
+        """Sums of a row, and the scales that they hold where a share of the frames stands for all."""
         hidden = self.model(batch.tokens, document_lengths=batch.document_lengths).hidden
-        return channel_loss_sums(hidden, batch.labels, self.model.head_weight)
+        seen = self.model.supervised(hidden, batch.labels, frames)
+        sums = channel_loss_sums(seen.states, seen.labels, self.model.head_weight, scales=seen.scales)
+        return sums, seen.scales
+
+    def _frames(self, batch: TokenBatch) -> Tensor | None:
+        """Which labelled positions' codes are computed, bool (labelled positions,); None computes all."""
+        frac = self.config.loss.depth_frac
+        if frac >= 1:
+            return None
+        labelled = int((batch.labels != IGNORE_LABEL).any(-1).sum())
+        return draw_frames(labelled, frac, self._key("depth", batch)).to(batch.labels.device)
+
+    def _key(self, purpose: str, batch: TokenBatch) -> int:
+        """Seed of a draw for a row: the same whatever the number of processes, and after a resume."""
+        return draw_key(purpose, self.config.seed, batch.row)
 
     def _weights(self) -> Tensor | None:
         weights = self.channel_weights
@@ -83,6 +119,36 @@ class LitGenerator(LitRun):
         return weights
 
 
-def channel_name(channel: int) -> str:
-    """`text`, `codebook_00`, `codebook_01`, ..."""
-    return "text" if channel == 0 else f"codebook_{channel - 1:02d}"
+def draw_key(purpose: str, seed: int, row: int) -> int:
+    """A 63-bit seed that depends on nothing but the arguments."""
+    return int(keyed_generator(purpose, seed, row).integers(2**63 - 1))
+
+
+def draw_frames(count: int, frac: float, key: int) -> Tensor:
+    """Choose exactly ceil(frac * count) of `count` positions.
+
+    Args:
+        count: How many there are.
+        frac: Share to choose, in (0, 1].
+        key: Seed of the draw.
+
+    Returns:
+        Bool, shape (count,).
+    """
+    generator = torch.Generator().manual_seed(key)
+    chosen = torch.zeros(count, dtype=torch.bool)
+    chosen[torch.randperm(count, generator=generator)[: math.ceil(frac * count)]] = True
+    return chosen
+
+
+def channel_names(config: ModelConfig) -> list[str | None]:
+    """What metrics call each channel: `text`, `codebook_00`, ...; None for one that has no loss.
+
+    Channel 0 of Local v1.5 with a binary head is `stop`; Realtime is given its text.
+    """
+    first: str | None = "text"
+    if isinstance(config, RealtimeModelConfig):
+        first = None
+    elif isinstance(config, LocalV15ModelConfig) and config.stop_head is StopHead.binary:
+        first = "stop"
+    return [first, *(f"codebook_{k:02d}" for k in range(config.num_codebooks))]

@@ -5,8 +5,8 @@ import logging
 import os
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
@@ -17,18 +17,29 @@ from moss.config.identity import provenance, run_folder
 from moss.config.schema import to_plain
 from moss.config.train import Accelerator, Precision, Task, TrainConfig
 from moss.data.files import atomic_write
-from moss.data.loader import ExampleBuilder
+from moss.data.loader import ExampleBuilder, TokenStream
 from moss.data.shard import open_datasets
-from moss.data.text_tokenizer import build_text_tokenizer
+from moss.data.text_tokenizer import TextTokenizer, build_text_tokenizer
 from moss.errors import CheckpointError, ConfigError
 from moss.model.build import build_model
-from moss.model.checkpoint import ModelCard, load_weights
-from moss.sequence.layout import DelayLayout
+from moss.model.checkpoint import (
+    CARD_FILE,
+    ModelCard,
+    load_generator,
+    load_weights,
+    published_card,
+    read_card,
+)
+from moss.model.hf_map import CONFIG_FILE
+from moss.model.interface import Generator
+from moss.model.lora import apply_lora
+from moss.sequence.layout import build_layout
 from moss.training.callbacks import StepProgress, StopOnNonFinite, ThroughputMonitor
 from moss.training.checkpoint import FolderCheckpointIO, StepCheckpoints, complete_checkpoints, remove_unfinished
 from moss.training.lit_data import TokenData
 from moss.training.lit_lm import LitGenerator
 from moss.training.metrics_file import MetricsFile
+from moss.training.regenerate import REGENERATION_FILE, first_examples, write_regeneration
 
 logger = logging.getLogger(__name__)
 
@@ -43,27 +54,50 @@ def train(config: TrainConfig) -> Path:
         MossError: Data, checkpoint or configuration cannot be used; what was written before is kept.
     """
     if config.task is Task.tokenizer:
+        refuse_generator_options(config)
         from moss.training.tokenizer_run import train_tokenizer
 
         return train_tokenizer(config)
     folder = run_folder(config)
-    if is_finished(folder, config):
-        return folder
-    prepare(folder, config)
-    datasets = open_datasets(config.data.shards)
-    text_tokenizer = build_text_tokenizer(config.text_tokenizer)
-    check_text_tokenizer(config, text_tokenizer.vocab_size, text_tokenizer.special_tokens)
-    layout = DelayLayout(
-        encode=text_tokenizer.encode,
-        special=config.model.special_tokens,
-        num_codebooks=config.model.num_codebooks,
-        codebook_size=config.model.codebook_size,
-    )
-    builder = ExampleBuilder(layout)
+    if not is_finished(folder, config):
+        prepare(folder, config)
+        train_generator(config, folder)
+    if config.schedule.regenerate_examples and not (folder / REGENERATION_FILE).exists():
+        regenerate_examples(config, folder)
+    return folder
+
+
+def refuse_generator_options(config: TrainConfig) -> None:
+    """Say which settings mean nothing to a tokenizer, instead of leaving them out in silence.
+
+    Raises:
+        ConfigError: One of them is set.
+    """
+    given = {
+        "lora.rank": config.lora.rank,
+        "parallel.gradient_checkpointing": config.parallel.gradient_checkpointing,
+        "schedule.regenerate_examples": config.schedule.regenerate_examples,
+    }
+    used = [f"{name}={value}" for name, value in given.items() if value]
+    if used:
+        raise ConfigError(f"{', '.join(used)}: belongs to task=generator; leave it out")
+
+
+def train_generator(config: TrainConfig, folder: Path) -> None:
+    """Train a generator in a prepared folder.
+
+    Raises:
+        MossError: Data, checkpoint or configuration cannot be used.
+    """
+    datasets = open_datasets(config.data.folders)
+    builder, text_tokenizer = build_builder(config)
     data = TokenData(datasets, builder, config)
     model = build_model(config.model)
     if config.model.init_from is not None:
-        load_weights(model, config.model.init_from)
+        start_from(model, config.model.init_from, config, text_tokenizer.fingerprint)
+    apply_lora(model, config.lora)
+    if config.parallel.gradient_checkpointing:
+        model.set_gradient_checkpointing(True)
     card = datasets[0].tokenizer
 
     def card_json(step: int) -> str:
@@ -76,17 +110,48 @@ def train(config: TrainConfig) -> Path:
             step=step,
         ).to_json()
 
-    parameters = sum(p.numel() for p in model.parameters())
-    logger.info("%s: %.2fM parameters, %d training examples", folder, parameters / 1e6, data.stream.num_examples)
-    fit(
-        config,
+    module = LitGenerator(model, config)
+    parameters = [sum(p.numel() for p in model.parameters() if p.requires_grad or not trained) for trained in (0, 1)]
+    logger.info(
+        "%s: %.2fM parameters, %.2fM trained, %d training examples",
         folder,
-        LitGenerator(model, config),
-        data,
-        FolderCheckpointIO(card_json),
-        [ThroughputMonitor(config.logger.every_steps)],
+        parameters[0] / 1e6,
+        parameters[1] / 1e6,
+        data.stream.num_examples,
     )
-    return folder
+    watch: list[Callback] = [ThroughputMonitor(config.logger.every_steps)]
+    fit(config, folder, module, data, FolderCheckpointIO(card_json), watch)
+
+
+def build_builder(config: TrainConfig) -> tuple[ExampleBuilder, TextTokenizer]:
+    """What lays the run's examples out, and the text tokenizer inside.
+
+    Raises:
+        ConfigError: The text tokenizer is not the model's.
+    """
+    text_tokenizer = build_text_tokenizer(config.text_tokenizer)
+    check_text_tokenizer(config, text_tokenizer)
+    return ExampleBuilder(build_layout(config.model, text_tokenizer.encode), config.model.member), text_tokenizer
+
+
+def regenerate_examples(config: TrainConfig, folder: Path) -> None:
+    """Speak the first training examples with the run's last checkpoint; see `moss.training.regenerate`.
+
+    Raises:
+        MossError: Data or checkpoint cannot be used.
+    """
+    checkpoint = complete_checkpoints(folder / "checkpoints")[-1]
+    model, _ = load_generator(checkpoint)
+    builder, _ = build_builder(config)
+    # The whole rows are wanted, not what dropout left of them.
+    data = replace(config.data, sequence_dropout_prob=0.0, micro_batches_per_step=1)
+    stream = TokenStream(
+        open_datasets(data.folders), builder, data, config.seed, max_positions=config.model.max_positions
+    )
+    on_cuda = config.parallel.accelerator is not Accelerator.cpu and torch.cuda.is_available()
+    model.to("cuda" if on_cuda else "cpu")
+    examples = first_examples(stream, config.schedule.regenerate_examples)
+    write_regeneration(folder, model, builder.layout, examples)
 
 
 def is_finished(folder: Path, config: TrainConfig) -> bool:
@@ -130,22 +195,57 @@ def point_latest(folder: Path) -> None:
         logger.warning("%s: could not be linked to %s (%s)", link, folder.name, error.strerror)
 
 
-def check_text_tokenizer(config: TrainConfig, vocab_size: int, special_tokens: Any) -> None:
+def check_text_tokenizer(config: TrainConfig, text_tokenizer: TextTokenizer) -> None:
     """Refuse a text tokenizer whose ids are not the model's.
 
     Raises:
-        ConfigError: The text table is too small, or a control token has another id.
+        ConfigError: The text table is too small, or a text could get the id of a control token.
     """
     kind = config.text_tokenizer.kind.value
-    if vocab_size > config.model.vocab_size:
+    if text_tokenizer.vocab_size > config.model.vocab_size:
         raise ConfigError(
-            f"model.vocab_size={config.model.vocab_size} is smaller than the {kind} text tokenizer's {vocab_size} ids"
+            f"model.vocab_size={config.model.vocab_size} is smaller than the {kind} text tokenizer's "
+            f"{text_tokenizer.vocab_size} ids"
         )
-    if special_tokens != config.model.special_tokens:
+    special = config.model.special_tokens
+    taken = [
+        f"{name}={getattr(special, name)}" for name in special.used if text_tokenizer.is_text_id(getattr(special, name))
+    ]
+    if taken:
         raise ConfigError(
-            f"the {kind} text tokenizer has {special_tokens}, the model {config.model.special_tokens}; "
+            f"the {kind} text tokenizer gives these control ids of the model to ordinary text: {', '.join(taken)}; "
             "choose the text_tokenizer that the model was made for"
         )
+
+
+def start_from(model: Generator, folder: Path, config: TrainConfig, text_fingerprint: str) -> None:
+    """Load the weights that training starts from: a checkpoint of ours or a published folder.
+
+    Raises:
+        CheckpointError: They cannot be read, or were trained for other codes, another prompt or other text ids.
+    """
+    card = None
+    if (folder / CARD_FILE).is_file():
+        card = read_card(folder)
+    elif (folder / CONFIG_FILE).is_file():
+        card = published_card(folder, config.model.member, config.model.template)
+    # Weights without a description must still fit by name and shape.
+    pairs = (
+        []
+        if card is None
+        else [
+            ("architecture", card.model.architecture, config.model.architecture),
+            ("template", card.model.template.value, config.model.template.value),
+            ("num_codebooks", card.model.num_codebooks, config.model.num_codebooks),
+            ("text tokenizer", card.text_fingerprint or text_fingerprint, text_fingerprint),
+        ]
+    )
+    for what, theirs, ours in pairs:
+        if theirs != ours:
+            raise CheckpointError(
+                f"model.init_from={folder}: has {what} {theirs}, this run {ours}; choose the same, or other weights"
+            )
+    load_weights(model, folder)
 
 
 def fit(

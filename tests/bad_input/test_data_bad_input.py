@@ -111,6 +111,44 @@ def test_text_in_another_encoding(root, capsys):
     )
 
 
+def _listed(root, **reference):
+    """An OpenMOSS JSONL of the three recordings, the first with fields of its own; returns 01's exit code."""
+    rows = [{"audio": f"wavs/clip{n:02d}.wav", "text": f"Sentence {n}.", "language": "en"} for n in range(3)]
+    (root / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [rows[0] | reference, *rows[1:]]))
+    return call_script("01_manifest.py", "--root", root, "--source", "openmoss-jsonl", "--input", root / "train.jsonl")
+
+
+def test_corrupt_reference(root, capsys):
+    (root / "voice.wav").write_bytes(b"RIFF but nothing else")
+    assert _listed(root, ref_audio="voice.wav") == 3
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: 1 of 3 recordings (33.3%) cannot be used")
+    assert f"first: train-000001: reference {root / 'voice.wav'}: corrupt or unknown audio" in error
+    assert not (root / "utterances.jsonl").exists()
+    assert leftovers(root) == []
+
+
+def test_reference_that_is_not_in_the_shards(root, capsys, monkeypatch):
+    write_tone(root / "voice.wav")
+    assert _listed(root, reference=[None, "voice.wav"]) == 0
+    assert _encode(root, monkeypatch) == 0
+    assert call_script("03_write_shards.py", "--root", root) == 0
+    assert call_script("04_verify_shards.py", "--shards", root / "shards") == 0
+    nothing, voice = ShardDataset(root / "shards").example(0).references
+    assert nothing is None
+    assert voice.shape == (13, 3)
+    manifest = root / "utterances.jsonl"
+    lines = manifest.read_text().splitlines()
+    assert "ref-" in json.loads(lines[-1])["id"]
+    manifest.write_text("\n".join(lines[:-1]) + "\n")
+    capsys.readouterr()
+    assert call_script("03_write_shards.py", "--root", root) == 3
+    error = capsys.readouterr().err
+    assert error.startswith("error: utterance train-000001 refers to 'ref-")
+    assert error.endswith("which is not in the manifest; make it again with data_prep/01_manifest.py\n")
+    assert call_script("04_verify_shards.py", "--shards", root / "shards") == 0
+
+
 def test_shards_of_two_tokenizers_in_one_mixture(tmp_path, capsys):
     first, second = tmp_path / "first", tmp_path / "second"
     write_shards(first, coded_utterances(3), card())

@@ -86,12 +86,14 @@ def test_a_checkpoint_of_another_architecture_in_generation(tmp_path: Path, caps
     (published / "config.json").write_text('{"model_type": "moss-audio-tokenizer"}')
     words = ["--text", "hello", "--output", str(tmp_path / "out"), "--checkpoint", str(published)]
     assert run_command(generate, words) == 4
-    assert capsys.readouterr().err == f"error: {published}: no moss.json, so this is not a checkpoint folder\n"
+    message = f"error: {published}/config.json: model_type 'moss-audio-tokenizer' is no generator of this family"
+    assert capsys.readouterr().err.startswith(message)
     # A tokenizer trained here, and a generator that this program does not have.
-    card = {"format_version": 1, "architecture": "local"}
+    card = {"format_version": 2, "architecture": "vocoder"}
+    known = "delay, local, local_v15, realtime"
     for content, told in [
-        ({"kind": "tokenizer", "step": 5}, "format version None, this program reads 1"),
-        (card, "architecture 'local' is not a generator; expected one of delay"),
+        ({"kind": "tokenizer", "step": 5}, "format version None, this program reads 1 and 2"),
+        (card, f"architecture 'vocoder' is not a generator; expected one of {known}"),
     ]:
         (published / "moss.json").write_text(json.dumps(content))
         assert run_command(generate, words) == 4
@@ -203,18 +205,19 @@ def test_ctrl_c_during_generation(
     words = [*map(str, words), "--max-frames", "40", "--temperature", "0", "--text-temperature", "0"]
     driver = f"""
 import pathlib, runpy, signal, sys, time
-import moss.generation.engine as engine
+import moss.generation.loading as loading
+import moss.generation.speech_model as speaking
 from tests.generation.toy import build_humming
 signal.signal(signal.SIGINT, signal.default_int_handler)
-engine.build_tokenizer = build_humming
-decode, calls = engine.generate_delay, []
+loading.build_tokenizer = build_humming
+decode, calls = speaking.generate, []
 def hang_in_the_second(*arguments, **named):
     calls.append(1)
     if len(calls) == 2:
         pathlib.Path({str(marker)!r}).touch()
         time.sleep(600)
     return decode(*arguments, **named)
-engine.generate_delay = hang_in_the_second
+speaking.generate = hang_in_the_second
 sys.argv = ["generation", *{words!r}]
 runpy.run_module("moss.generation", run_name="__main__")
 """
@@ -230,7 +233,7 @@ runpy.run_module("moss.generation", run_name="__main__")
     first = (output / made["wav"]).stat().st_mtime_ns
     assert unfinished(output) == []
 
-    monkeypatch.setattr("moss.generation.engine.build_tokenizer", build_humming)
+    monkeypatch.setattr("moss.generation.loading.build_tokenizer", build_humming)
     assert run_command(generate, words) == 0
     assert "2 of 2 made" in capsys.readouterr().out
     assert (output / made["wav"]).stat().st_mtime_ns == first

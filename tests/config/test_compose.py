@@ -121,7 +121,7 @@ def test_cfg_job_prints_what_from_yaml_reads_back(tmp_path: Path, capsys: pytest
 def test_help_lists_groups_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(TrainConfig, "train", lambda _: pytest.fail("ran"), ["--help"]) == 0
     shown = capsys.readouterr().out
-    assert "  experiment: quickstart, " in shown
+    assert "  experiment: delay_xs, " in shown
     assert "--cfg job" in shown
 
 

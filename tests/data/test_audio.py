@@ -5,7 +5,7 @@ import pytest
 import soundfile
 import torch
 
-from moss.data.audio import audio_info, load_audio, read_audio, resample, write_wav
+from moss.data.audio import audio_info, load_audio, normalise_loudness, read_audio, resample, write_wav
 from moss.errors import DataError
 from tests.recordings import RATE_HZ, write_tone
 
@@ -142,3 +142,14 @@ def test_write_wav_round_trip_and_refusals(tmp_path):
     with pytest.raises(DataError, match=r"b\.wav: non-finite samples"):
         write_wav(tmp_path / "b.wav", np.array([np.inf], dtype=np.float32), 24000)
     assert not (tmp_path / "b.wav").exists()
+
+
+def test_loudness_moves_towards_minus_20_dbfs_by_at_most_3_db():
+    def level_db(wave):
+        return 20 * np.log10(float(wave.square().mean().sqrt()))
+
+    tone = torch.sin(torch.arange(16_000) * 0.05)
+    for gain_db, expected_db in ((-18.0, -20.0), (-22.5, -20.0), (-10.0, -13.0), (-40.0, -37.0)):
+        wave = tone * 10 ** ((gain_db - level_db(tone)) / 20)
+        assert level_db(normalise_loudness(wave)) == pytest.approx(expected_db, abs=1e-3)
+    assert torch.equal(normalise_loudness(torch.zeros(5)), torch.zeros(5))

@@ -4,12 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from moss.data.assemble import assemble
-from moss.data.code_store import CodeStore, find_store, store_folder
+from moss.data.audio import load_audio, normalise_loudness
+from moss.data.code_store import CodeStore, find_store, store_folder, store_key
 from moss.data.encode import EncodeSettings, card_of, default_workers, encode_utterances
 from moss.data.manifest_build import ManifestSettings, build_manifest
-from moss.data.sources import folder_source
+from moss.data.shard import ShardDataset
+from moss.data.shard_writer import write_shards
+from moss.data.sources import Candidate, folder_source
 from moss.errors import DataError
 from tests.recordings import (
     SPEC,
@@ -198,3 +202,43 @@ def test_leftovers_of_a_killed_run_are_cleared(tmp_path, utterances):
     half.write_bytes(b"half")
     encode_utterances(utterances, store, make_fake_encoder, EncodeSettings())
     assert leftovers(tmp_path) == []
+
+
+def test_the_same_recording_as_target_and_as_reference(tmp_path):
+    loud = write_tone(tmp_path / "loud.wav", peak=0.9)
+    listed = [Candidate(id="a", audio=loud, text="Words.", language="en", references=(loud,),
+                        extra={"reference": [str(loud)]})]  # fmt: skip
+    utterances = build_manifest(tmp_path, listed, ManifestSettings()).utterances
+    target, clip = utterances
+    assert target.sha256 == clip.sha256
+    assert store_key(target) != store_key(clip)
+    store = _store(tmp_path)
+    assert encode_utterances(utterances, store, make_fake_encoder, EncodeSettings()).encoded == 2
+    assert encode_utterances(utterances, _store(tmp_path), make_fake_encoder, EncodeSettings()).kept == 2
+    wave = load_audio(loud, 16_000)
+    (as_is,), (levelled,) = FakeEncoder().encode([wave]), FakeEncoder().encode([normalise_loudness(wave)])
+    assert not torch.equal(as_is, levelled)
+    write_shards(tmp_path / "shards", assemble(utterances, store).coded, store.card)
+    dataset = ShardDataset(tmp_path / "shards")
+    assert [entry.split for entry in dataset.entries] == [target.split, "reference"]
+    example = dataset.example(0)
+    np.testing.assert_array_equal(example.codes, as_is)
+    np.testing.assert_array_equal(example.references[0], levelled)
+
+
+def test_an_utterance_goes_with_its_reference(tmp_path):
+    voice = write_tone(tmp_path / "voice.wav", 2.0)
+    listed = [Candidate(id=name, audio=write_tone(tmp_path / f"{name}.wav"), text=f"{name} words", language="en",
+                        references=(voice,), extra={"reference": [str(voice)] if name == "a" else []})
+              for name in "ab"]  # fmt: skip
+    utterances = build_manifest(tmp_path, listed, ManifestSettings()).utterances
+    store = _store(tmp_path)
+    make = partial(FakeEncoder, refuse_longer_s=1.5)
+    encode_utterances(utterances, store, make, EncodeSettings(max_bad_frac=0.5))
+    found = assemble(utterances, store)
+    assert [item.utterance.id for item in found.coded] == ["b"]
+    assert found.quarantined == 2
+    with pytest.raises(
+        DataError, match=r"utterance a refers to 'ref-\w+', which is not in the manifest; make it again"
+    ):
+        assemble(utterances[:2], store)

@@ -27,6 +27,16 @@ def test_round_trip_with_relative_and_absolute_audio(tmp_path):
     assert read_manifest(tmp_path / "utterances.jsonl") == [inside, outside, request]
 
 
+def test_what_may_have_no_text(tmp_path):
+    voice = Utterance(id="v", audio="/v.wav", text="", language="", split="reference")
+    sound = Utterance(id="s", audio="/s.wav", text="", language="", extra={"ambient_sound": "rain"})
+    write_manifest(tmp_path / "m.jsonl", [voice, sound])
+    assert read_manifest(tmp_path / "m.jsonl") == [voice, sound]
+    assert voice.is_levelled
+    assert not sound.is_levelled
+    assert not dataclasses.replace(voice, extra={"as_recorded": True}).is_levelled
+
+
 def test_a_moved_folder_still_resolves(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     write_manifest(first / "m.jsonl", [Utterance(id="a", audio=str(first / "a.wav"), text="a", language="en")])
@@ -47,7 +57,8 @@ def test_stored_path_is_relative_only_inside(tmp_path):
         (_row(id="b", text=3), r"m\.jsonl:2: field 'text' got 3, expected str"),
         (_row(id="b", duration_s="1"), r"m\.jsonl:2: field 'duration_s' got '1', expected int or float"),
         (_row(id="b", duration_s=True), r"m\.jsonl:2: field 'duration_s' got True, expected int or float"),
-        (_row(id="b", split="test"), r"m\.jsonl:2: split 'test', expected 'train', 'heldout' or ''"),
+        (_row(id="b", split="test"), r"m\.jsonl:2: split 'test', expected 'train', 'heldout', 'reference' or ''"),
+        (_row(id="b", text=" "), r"m\.jsonl:2: empty text; only clips of split 'reference' and sounds described by"),
         (_row(id="b/c"), r"m\.jsonl:2: id 'b/c' cannot name a shard member"),
         (_row(), r"m\.jsonl:2: duplicate id 'a', first used in line 1"),
     ],

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -170,3 +171,67 @@ def test_opposite_channels_cancel_to_silence(tmp_path):
 def test_quarantine_of_nothing_is_an_empty_file(tmp_path):
     Quarantine(tmp_path / "q.jsonl", "encode").close(0, 0.0)
     assert (tmp_path / "q.jsonl").read_bytes() == b""
+
+
+def _candidate(root, name, reference=None, **extra):
+    audio = write_tone(root / f"{name}.wav")
+    if reference is not None:
+        extra["reference"] = [str(path) if path else None for path in reference]
+    paths = tuple(path for path in reference or () if path)
+    return Candidate(id=name, audio=audio, text=f"Words of {name}.", language="en", references=paths, extra=extra)
+
+
+def test_references_become_clips_of_their_own(tmp_path):
+    first, second = write_tone(tmp_path / "r1.wav", 1.5), write_tone(tmp_path / "r2.wav", channels=2)
+    listed = [_candidate(tmp_path, "a", [first]), _candidate(tmp_path, "b", [None, second, first]),
+              _candidate(tmp_path, "c"), _candidate(tmp_path, "d", [])]  # fmt: skip
+    result = build_manifest(tmp_path, listed, ManifestSettings(min_duration_s=0.5, max_duration_s=1.2))
+    utterances = {utterance.id: utterance for utterance in read_manifest(tmp_path / "utterances.jsonl")}
+    one, two = (f"ref-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}" for path in (first, second))
+    assert list(utterances) == ["a", "b", "c", "d", one, two]
+    assert utterances["a"].extra["reference_ids"] == [one]
+    assert utterances["b"].extra["reference_ids"] == [None, two, one]
+    assert "reference_ids" not in utterances["c"].extra | utterances["d"].extra
+    # They are kept whatever their length, and are no examples.
+    clip = utterances[one]
+    assert (clip.text, clip.split, clip.duration_s, clip.audio) == ("", "reference", 1.5, str(first))
+    assert clip.extra == {}
+    assert utterances[two].extra == {"downmixed_channels": 2}
+    assert result.references == 2
+    assert "reference clips: 2" in result.lines()
+
+
+def test_a_reference_of_many_channels_needs_downmix_too(tmp_path):
+    eight = write_tone(tmp_path / "r.wav", channels=8)
+    with pytest.raises(DataError, match=r"first: a: reference .*r\.wav: 8 channels: which of them hold the speech"):
+        build_manifest(tmp_path, [_candidate(tmp_path, "a", [eight])], ManifestSettings())
+    assert build_manifest(tmp_path, [_candidate(tmp_path, "a", [eight])], ManifestSettings(downmix=True)).references
+
+
+def test_turns_stay_together_and_their_voice_keeps_its_level(tmp_path):
+    voice = write_tone(tmp_path / "r.wav")
+    listed = [
+        _candidate(tmp_path, f"{talk}-{turn}", [voice], conversation=f"talk{talk}", turn=turn, role=role)
+        for talk in range(12)
+        for turn, role in enumerate(("user", "assistant"))
+    ]
+    result = build_manifest(tmp_path, [*listed, _candidate(tmp_path, "a", [voice])], ManifestSettings(heldout_frac=0.5))
+    turns, (single, as_recorded, levelled) = result.utterances[:24], result.utterances[24:]
+    splits = [{turns[2 * talk].split, turns[2 * talk + 1].split} for talk in range(12)]
+    assert all(len(found) == 1 for found in splits)
+    assert {"train"} in splits
+    assert {"heldout"} in splits
+    assert as_recorded.id == levelled.id + "-as-recorded"
+    assert turns[0].extra["reference_ids"] == [as_recorded.id]
+    assert single.extra["reference_ids"] == [levelled.id]
+    assert (as_recorded.is_levelled, levelled.is_levelled) == (False, True)
+
+
+def test_a_described_sound_needs_no_text(tmp_path):
+    sound = Candidate(id="s", audio=write_tone(tmp_path / "s.wav"), text="", language="",
+                      extra={"ambient_sound": "rain on a roof"})  # fmt: skip
+    (utterance,) = build_manifest(tmp_path, [sound], ManifestSettings()).utterances
+    assert utterance.split == split_of("rain on a roof")
+    nothing = Candidate(id="n", audio=sound.audio, text="", language="", extra={"ambient_sound": "..."})
+    with pytest.raises(DataError, match="first: n: empty text"):
+        build_manifest(tmp_path, [nothing], ManifestSettings())

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import multiprocessing
 import pickle
@@ -10,8 +11,9 @@ import webdataset
 
 from moss.data import shard as shard_module
 from moss.data.shard import ShardDataset, open_datasets, parse_codes
-from moss.data.shard_index import INDEX_NAME
+from moss.data.shard_index import INDEX_NAME, dataset_fingerprint
 from moss.data.shard_writer import to_npy, write_shards
+from moss.data.verify import verify_shards
 from moss.errors import DataError
 from tests.recordings import card, coded_utterances
 
@@ -197,15 +199,25 @@ def test_a_mixture_needs_one_tokenizer(folder, tmp_path):
         open_datasets([])
 
 
+def _changed_entry(index, **extra):
+    """The index with another `extra` in its first entry, or with none."""
+    entry = index["shards"][0]["utterances"][0]
+    del entry["extra"]
+    entry |= extra
+    return index
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (
             lambda index: index | {"format_version": 9},
-            r"format_version 9, this program reads 1; write the shards again",
+            r"format_version 9, this program reads 1 and 2; write the shards again",
         ),
         (lambda index: {k: v for k, v in index.items() if k != "tokenizer"}, r"damaged index \('tokenizer'\)"),
         (lambda index: index | {"surprise": 1}, r"damaged index .*surprise"),
+        (lambda index: _changed_entry(index, extra="none"), r"damaged index \(extra is 'none', expected an object\)"),
+        (lambda index: _changed_entry(index), r"damaged index \('extra'\)"),
         (lambda index: index | {"frames": "many"}, r"damaged index \(frames is 'many', expected int\)"),
     ],
 )
@@ -214,6 +226,87 @@ def test_a_damaged_index_is_refused(folder, change, message):
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(DataError, match=message):
         ShardDataset(folder)
+
+
+def _first_version(folder):
+    """Make the index of a folder what version 1 wrote."""
+    path = folder / INDEX_NAME
+    entries = [dataclasses.replace(entry, extra=None) for entry in ShardDataset(folder).entries]
+    index = json.loads(path.read_text()) | {"format_version": 1}
+    index["dataset_fingerprint"] = dataset_fingerprint(card(), entries)
+    for shard in index["shards"]:
+        for entry in shard["utterances"]:
+            del entry["extra"]
+    path.write_text(json.dumps(index))
+
+
+def _with_references(*ids):
+    """Three utterances; the first refers to the others."""
+    coded = coded_utterances(3)
+    first = coded[0]
+    utterance = dataclasses.replace(first.utterance, extra=first.utterance.extra | {"reference_ids": list(ids)})
+    return [dataclasses.replace(first, utterance=utterance), *coded[1:]]
+
+
+def test_an_index_of_version_1_opens_and_takes_extra_from_the_tar(folder):
+    _first_version(folder)
+    dataset = ShardDataset(folder)
+    assert dataset.entries[3].extra is None
+    assert [dataset.extra(n) for n in range(10)] == [item.utterance.extra for item in coded_utterances(10)]
+    _same(dataset, coded_utterances(10))
+    assert verify_shards(folder)[1] == []
+    dataset = ShardDataset(folder)
+    (folder / "shard-000002.tar").unlink()
+    with pytest.raises(DataError, match=r"shard-000002\.tar:utt008: cannot be read"):
+        dataset.extra(8)
+
+
+def test_writing_again_over_version_1_adds_extra_to_the_index_only(folder):
+    _first_version(folder)
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.tar")}
+    index = write_shards(folder, coded_utterances(10), card(), utterances_per_shard=4)
+    assert index.format_version == 2
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.tar")} == before
+    assert [entry.extra for entry in ShardDataset(folder).entries] == [c.utterance.extra for c in coded_utterances(10)]
+    assert verify_shards(folder)[1] == []
+
+
+def test_extra_is_known_without_the_tars(folder):
+    dataset = ShardDataset(folder)
+    for path in folder.glob("*.tar"):
+        path.unlink()
+    assert dataset.extra(7) == {"instruction": "read 7"}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_references_are_codes_of_the_same_folder(tmp_path, version):
+    coded = _with_references("utt002", None, "utt001")
+    write_shards(tmp_path, coded, card(), utterances_per_shard=1)
+    if version == 1:
+        _first_version(tmp_path)
+    dataset = ShardDataset(tmp_path)
+    assert dataset.references(0) == [2, None, 1]
+    first, nothing, second = dataset.example(0).references
+    assert nothing is None
+    np.testing.assert_array_equal(first, coded[2].codes)
+    np.testing.assert_array_equal(second, coded[1].codes)
+    assert dataset.example(1).references == []
+
+
+def test_a_reference_to_nothing_names_shard_utterance_and_id(tmp_path):
+    write_shards(tmp_path, _with_references("utt009"), card())
+    with pytest.raises(DataError, match=r"shard-000000\.tar:utt000: reference 'utt009' is no utterance of .*; write"):
+        ShardDataset(tmp_path).example(0)
+    assert verify_shards(tmp_path)[1] == ["shard-000000.tar:utt000: reference 'utt009' is no utterance of this folder"]
+
+
+@pytest.mark.parametrize("ids", ["utt001", [3], {"a": 1}])
+def test_reference_ids_that_are_no_list_of_ids(tmp_path, ids):
+    coded = coded_utterances(1)
+    utterance = dataclasses.replace(coded[0].utterance, extra={"reference_ids": ids})
+    write_shards(tmp_path, [dataclasses.replace(coded[0], utterance=utterance)], card())
+    with pytest.raises(DataError, match=r"tar:utt000: reference_ids is .*, expected a list of ids and nulls"):
+        ShardDataset(tmp_path).example(0)
 
 
 def test_tars_are_plain(folder):

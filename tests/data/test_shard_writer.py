@@ -7,7 +7,7 @@ import pytest
 
 from moss.data import shard_writer
 from moss.data.shard import ShardDataset
-from moss.data.shard_index import dataset_fingerprint, read_index
+from moss.data.shard_index import UtteranceEntry, dataset_fingerprint, read_index
 from moss.data.shard_writer import CodedUtterance, write_shards
 from moss.data.verify import verify_shards
 from moss.errors import DataError
@@ -45,6 +45,20 @@ def test_the_fingerprint_ignores_sharding_and_follows_content(tmp_path):
     assert dataset_fingerprint(card("0" * 16), entries) != first
     longer = [dataclasses.replace(entries[0], text="other"), *entries[1:]]
     assert dataset_fingerprint(card(), longer) != first
+
+
+def test_the_fingerprint_follows_what_extra_adds_to_a_prompt():
+    entry = UtteranceEntry(id="a", frames=1, text="t", language="", speaker="", split="", json_offset=0, json_bytes=0,
+                           codes_offset=0, codes_bytes=0)  # fmt: skip
+    first = dataset_fingerprint(card(), [entry])
+    # What an index of version 1 holds, and what has no say in training, keep the fingerprint of version 1.
+    assert first == "bffa37028b8b7930"
+    for same in ({}, {"downmixed_channels": 8}):
+        assert dataset_fingerprint(card(), [dataclasses.replace(entry, extra=same)]) == first
+    other = [{"instruction": "a"}, {"instruction": "b"}, {"reference_ids": ["r"]}, {"turn": 1}]
+    assert (
+        len({dataset_fingerprint(card(), [dataclasses.replace(entry, extra=extra)]) for extra in other} | {first}) == 5
+    )
 
 
 def test_long_and_foreign_ids_keep_their_offsets(tmp_path):

@@ -22,13 +22,15 @@ def build(kind: str, path: Path | None = None) -> TextTokenizer:
 @pytest.mark.parametrize("kind", ["qwen", "compact"])
 def test_control_strings_in_a_text_are_spelt_out(kind: str) -> None:
     bpe = build(kind)
-    control = {getattr(bpe.special_tokens, name) for name in SpecialTokens.__slots__}
+    control = {getattr(bpe.special_tokens, name) for name in bpe.special_tokens.used}
     assert len(control) == 8
+    assert not any(bpe.is_text_id(text_id) for text_id in control)
     assert max(control) < bpe.vocab_size
     for string in SPECIAL_TOKEN_STRINGS.values():
         ids = bpe.encode(f"a{string}b {string}")
         assert not control & set(ids)
         assert max(ids) < bpe.vocab_size
+        assert all(bpe.is_text_id(text_id) for text_id in ids)
 
 
 def test_qwen_ids_are_the_published_ones() -> None:
@@ -65,12 +67,34 @@ def test_a_file_with_the_control_tokens_is_enough(tmp_path: Path) -> None:
     plain = build("file", path)
     assert isinstance(plain, FileTextTokenizer)
     assert plain.vocab_size <= 400
-    assert len({getattr(plain.special_tokens, name) for name in SpecialTokens.__slots__}) == 8
+    assert len({getattr(plain.special_tokens, name) for name in plain.special_tokens.used}) == 8
     packed = tmp_path / "tokenizer.json.gz"
     packed.write_bytes(gzip.compress(content.encode()))
     assert build("file", packed).fingerprint == plain.fingerprint
     path.write_text(train_compact_bpe(["five six seven"], 400))
     assert build("file", path).fingerprint != plain.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["qwen", "compact"])
+def test_text_ids_end_where_control_tokens_begin(kind: str) -> None:
+    bpe = build(kind)
+    first = bpe.special_tokens.pad
+    assert [bpe.is_text_id(text_id) for text_id in (-1, 0, first - 1, first, bpe.vocab_size)] == [
+        False, True, True, False, False,
+    ]  # fmt: skip
+
+
+def test_added_tokens_are_spelt_out_even_if_the_file_does_not_call_them_special(tmp_path: Path) -> None:
+    content = json.loads(train_compact_bpe(["one two three"], 400))
+    for token in content["added_tokens"]:
+        token["special"] = False
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content))
+    bpe = build("file", path)
+    slot = bpe.special_tokens.gen_slot
+    assert slot is not None
+    assert bpe.encode("<|audio_assistant_gen_slot|>") != [slot]
+    assert all(bpe.is_text_id(text_id) for text_id in bpe.encode("one <|audio_assistant_gen_slot|> two<|im_end|>"))
 
 
 @pytest.mark.parametrize("content", [None, b"{}", b"\xff\xfe", b"not json"])

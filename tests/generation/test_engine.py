@@ -1,6 +1,5 @@
 """From requests to a folder of wavs, codes and rows; finished work is never made twice."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +11,13 @@ import torch
 from moss.config.generation import GenerationConfig, SamplerConfig
 from moss.data.command import run_command
 from moss.data.files import read_jsonl
-from moss.errors import CheckpointError, GenerationError
+from moss.errors import GenerationError
 from moss.generation.__main__ import main
-from moss.generation.engine import Engine, newest_checkpoint, normalise_loudness
+from moss.generation.engine import Engine
+from moss.generation.loading import load_speech_model
 from moss.generation.requests import Request, Target
-from tests.generation.toy import FINGERPRINT, TEXTS, HummingTokenizer, build_humming, codes_for, write_checkpoint
+from moss.generation.speech_model import SpeechModel
+from tests.generation.toy import TEXTS, build_humming, codes_for, write_checkpoint
 
 GREEDY = SamplerConfig(temperature=0.0)
 CONFIG = GenerationConfig(text=GREEDY, audio=GREEDY, max_frames=40, batch_size=2)
@@ -30,11 +31,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _humming(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moss.generation.engine.build_tokenizer", build_humming)
+    monkeypatch.setattr("moss.generation.loading.build_tokenizer", build_humming)
+
+
+def engine(checkpoint: Path, config: GenerationConfig = CONFIG) -> Engine:
+    return Engine(load_speech_model(checkpoint), config)
 
 
 def test_files_and_rows(checkpoint: Path, tmp_path: Path) -> None:
-    rows = Engine(checkpoint, CONFIG).run(REQUESTS, tmp_path)
+    rows = engine(checkpoint).run(REQUESTS, tmp_path)
     assert rows == read_jsonl(tmp_path / "generations.jsonl")
     for row, request in zip(rows, REQUESTS, strict=True):
         assert (row["request_id"], row["text"], row["stop_reason"], row["error"]) == (
@@ -51,18 +56,11 @@ def test_files_and_rows(checkpoint: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["codes", "generations.jsonl", "wavs"]
 
 
-def test_run_folder_means_its_newest_checkpoint(checkpoint: Path) -> None:
-    run = checkpoint.parents[1]
-    assert newest_checkpoint(run) == newest_checkpoint(checkpoint) == checkpoint
-    with pytest.raises(CheckpointError, match="neither a checkpoint nor a run folder with checkpoints"):
-        newest_checkpoint(checkpoint.parent)
-
-
 def test_resume_makes_only_what_is_missing(checkpoint: Path, tmp_path: Path) -> None:
-    first = Engine(checkpoint, CONFIG)
+    first = engine(checkpoint)
     rows = first.run(REQUESTS, tmp_path)
     assert first.tokenizer.decoded == 2  # type: ignore[attr-defined]
-    again = Engine(checkpoint, CONFIG)
+    again = engine(checkpoint)
     assert again.run(REQUESTS, tmp_path) == rows
     assert again.tokenizer.decoded == 0  # type: ignore[attr-defined]
     # A journal that a kill cut short, and a wav that was lost.
@@ -74,16 +72,16 @@ def test_resume_makes_only_what_is_missing(checkpoint: Path, tmp_path: Path) -> 
     again.run(REQUESTS, tmp_path)
     assert again.tokenizer.decoded == 2  # type: ignore[attr-defined]
     # Other settings or another text: made anew.
-    Engine(checkpoint, replace(CONFIG, seed=1)).run(REQUESTS, tmp_path)
+    engine(checkpoint, replace(CONFIG, seed=1)).run(REQUESTS, tmp_path)
     assert {row["sampler"]["seed"] for row in read_jsonl(tmp_path / "generations.jsonl")} == {1}
 
 
 def test_a_failing_request_is_a_row_and_the_rest_goes_on(checkpoint: Path, tmp_path: Path) -> None:
     bad = [
         Request(id="lost", text="one two", reference=str(tmp_path / "nowhere.wav")),
-        Request(id="long", text="one two " * 90),
+        Request(id="long", text="onetwo" * 90),
     ]
-    rows = Engine(checkpoint, CONFIG).run([bad[0], *REQUESTS, bad[1]], tmp_path / "out")
+    rows = engine(checkpoint).run([bad[0], *REQUESTS, bad[1]], tmp_path / "out")
     assert [row["request_id"] for row in rows] == ["lost", "r0", "r1", "long"]
     assert [row["wav"] is None for row in rows] == [True, False, False, True]
     assert "nowhere.wav" in rows[0]["error"]
@@ -92,7 +90,7 @@ def test_a_failing_request_is_a_row_and_the_rest_goes_on(checkpoint: Path, tmp_p
 
 
 def test_budget_is_a_stop_reason_and_no_frame_an_error(checkpoint: Path, tmp_path: Path) -> None:
-    (row,) = Engine(checkpoint, replace(CONFIG, max_frames=3)).run(REQUESTS[:1], tmp_path / "short")
+    (row,) = engine(checkpoint, replace(CONFIG, max_frames=3)).run(REQUESTS[:1], tmp_path / "short")
     assert row["stop_reason"] == "max_frames"
     assert row["frames"] == 3
     assert torch.equal(
@@ -100,14 +98,14 @@ def test_budget_is_a_stop_reason_and_no_frame_an_error(checkpoint: Path, tmp_pat
     )
     # The longest turn that the limit allows ends by itself.
     frames = len(codes_for(TEXTS[0], 4))
-    (row,) = Engine(checkpoint, replace(CONFIG, max_frames=frames)).run(REQUESTS[:1], tmp_path / "whole")
+    (row,) = engine(checkpoint, replace(CONFIG, max_frames=frames)).run(REQUESTS[:1], tmp_path / "whole")
     assert (row["stop_reason"], row["frames"]) == ("end", frames)
-    engine = Engine(checkpoint, CONFIG)
-    special = engine.model.config.special_tokens
+    mute = engine(checkpoint)
+    special = mute.model.model.config.special_tokens  # type: ignore[attr-defined]
     with torch.no_grad():
         # What spoke for audio speaks against it.
-        engine.model.lm_heads[0].weight[special.audio_start] *= -1
-    (row,) = engine.run(REQUESTS[:1], tmp_path / "none")
+        mute.model.model.head_weight(0)[special.audio_start] *= -1
+    (row,) = mute.run(REQUESTS[:1], tmp_path / "none")
     assert row["error"] == "the model made no complete frame of audio"
     assert row["wav"] is None
 
@@ -116,44 +114,13 @@ def test_reconstructions(checkpoint: Path, tmp_path: Path) -> None:
     wav = tmp_path / "human.wav"
     soundfile.write(wav, np.sin(np.arange(3000) * 0.1) * 0.5, 16_000)
     request = replace(REQUESTS[0], target=Target(wav=str(wav), duration_s=3000 / 16_000))
-    engine = Engine(checkpoint, CONFIG)
-    (plain,) = engine.run([request], tmp_path / "out")
+    speaker = engine(checkpoint)
+    (plain,) = speaker.run([request], tmp_path / "out")
     assert "reconstruction" not in plain
-    (row,) = engine.run([request], tmp_path / "out", reconstruct=True)
+    (row,) = speaker.run([request], tmp_path / "out", reconstruct=True)
     made = tmp_path / "out" / row["reconstruction"]["wav"]
     assert soundfile.info(made).frames == 3 * 1280
     assert row["target"] == {"wav": str(wav), "duration_s": 3000 / 16_000, "speaker": ""}
-
-
-def test_another_tokenizer_is_refused_by_name(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = "moss.generation.engine.build_tokenizer"
-    monkeypatch.setattr(other, lambda _: HummingTokenizer("fedcba9876543210"))
-    message = f"trained on codes of tokenizer {FINGERPRINT}, humming is fedcba9876543210 here; encode and train again"
-    with pytest.raises(CheckpointError, match=message):
-        Engine(checkpoint, CONFIG)
-
-
-def test_another_text_tokenizer_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    content = json.loads((checkpoint / "moss.json").read_text())
-    fingerprint = content["text_tokenizer"]["fingerprint"]
-    content["text_tokenizer"]["fingerprint"] = "another"
-    (tmp_path / "moss.json").write_text(json.dumps(content))
-    (tmp_path / "model.safetensors").symlink_to(checkpoint / "model.safetensors")
-    with pytest.raises(CheckpointError, match=f"text tokenizer another, this program has {fingerprint}"):
-        Engine(tmp_path, CONFIG)
-
-
-@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
-def test_a_device_that_is_not_there(checkpoint: Path, device: str) -> None:
-    with pytest.raises(GenerationError, match=f"device '{device}' cannot be used: "):
-        Engine(checkpoint, CONFIG, device)
-
-
-def test_loudness_moves_by_at_most_3_db() -> None:
-    wave = torch.ones(100) * 0.11
-    assert torch.allclose(normalise_loudness(wave), torch.ones(100) * 0.1)
-    assert torch.allclose(normalise_loudness(wave * 1e-3), wave * 1e-3 * 10**0.15)
-    assert torch.equal(normalise_loudness(torch.zeros(5)), torch.zeros(5))
 
 
 def words(checkpoint: Path, output: Path, *more: str) -> list[str]:
@@ -179,3 +146,56 @@ def test_command_line_where_nothing_could_be_made(
     assert "r000001: " in shown.err
     assert run_command(main, words(checkpoint, tmp_path / "out", "--text", " ")) == 5
     assert capsys.readouterr().err == "error: --text is empty\n"
+
+
+def test_options_of_the_command_line_reach_the_prompt(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Request] = []
+    spoken = SpeechModel.speak
+
+    def listening(self: SpeechModel, requests: list[Request], config: GenerationConfig):  # type: ignore[no-untyped-def]
+        asked.extend(requests)
+        return spoken(self, requests, config)
+
+    monkeypatch.setattr(SpeechModel, "speak", listening)
+    wav = str(tmp_path / "clip.wav")
+    soundfile.write(wav, np.sin(np.arange(3000) * 0.1) * 0.5, 16_000)
+    line = ["--text", TEXTS[0], "--reference", wav, "--prefix", wav, "--prefix-text", "one", "--instruction", "old"]
+    run_command(main, words(checkpoint, tmp_path / "a", *line, "--tokens", "7", "--max-chars", "90"))
+    (request,) = asked
+    assert (request.reference, request.references, request.prefix, request.prompt_text) == (wav, None, wav, "one")
+    assert (request.instruction, request.tokens, request.max_chars) == ("old", 7, 90)
+    two = words(checkpoint, tmp_path / "b", "--text", TEXTS[0], "--reference", wav, "--reference", "")
+    run_command(main, two)
+    assert (asked[1].reference, asked[1].references) == (None, [wav, None])
+    run_command(main, words(checkpoint, tmp_path / "c", "--ambient-sound", "rain"))
+    assert (asked[2].text, asked[2].ambient_sound) == (None, "rain")
+
+
+def test_samplers_are_the_models_unless_the_command_line_says_so(checkpoint: Path, tmp_path: Path) -> None:
+    base = ["--checkpoint", str(checkpoint), "--text", TEXTS[0], "--max-frames", "20"]
+    run_command(main, [*base, "--output", str(tmp_path / "a")])
+    run_command(main, [*base, "--output", str(tmp_path / "b"), "--top-k", "3", "--seed", "5"])
+    (plain,), (changed,) = (read_jsonl(tmp_path / name / "generations.jsonl") for name in "ab")
+    audio = {"temperature": 1.7, "top_k": 25, "top_p": 0.8, "repetition_penalty": 1.0, "penalty_window": 0}
+    assert plain["sampler"]["audio"] == audio
+    assert changed["sampler"]["audio"] == audio | {"top_k": 3}
+    assert (plain["sampler"]["seed"], changed["sampler"]["seed"]) == (0, 5)
+
+
+def test_a_long_text_has_its_parts_in_the_row(checkpoint: Path, tmp_path: Path) -> None:
+    request = Request(id="long", text=f"{TEXTS[0]}. {TEXTS[1].capitalize()}.", max_chars=20)
+    (row,) = engine(checkpoint).run([request], tmp_path)
+    assert [part["text"] for part in row["parts"]] == ["one two.", "Press the star key."]
+    assert row["frames"] == sum(part["num_frames"] for part in row["parts"])
+
+
+def test_what_cannot_be_written(checkpoint: Path, tmp_path: Path) -> None:
+    model = load_speech_model(checkpoint)
+    silent = SpeechModel(model.model, model.layout, model.card, folder=model.folder)
+    with pytest.raises(GenerationError, match="writing wavs needs an audio tokenizer; load the model with"):
+        Engine(silent)
+    tensor = Request(id="t", text="one two", reference=torch.ones(3, 4, dtype=torch.long))
+    with pytest.raises(GenerationError, match="references of requests that are written to a folder must be paths"):
+        engine(checkpoint).run([tensor], tmp_path)

@@ -3,11 +3,20 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from moss.data.manifest import Utterance
 from moss.errors import DataError, GenerationError
-from moss.generation.requests import Request, Target, draw_requests, read_requests, request_seed
+from moss.generation.requests import (
+    Request,
+    Target,
+    draw_requests,
+    read_requests,
+    request_from,
+    request_json,
+    request_seed,
+)
 
 
 def written(folder: Path, *rows: object) -> Path:
@@ -19,10 +28,19 @@ def written(folder: Path, *rows: object) -> Path:
 def test_all_fields_and_numbered_ids(tmp_path: Path) -> None:
     target = {"wav": "a.wav", "duration_s": 1.5}
     full = {"id": "x", "text": "a", "language": "en", "tokens": 4, "reference": "r.wav", "group": "g"}
-    path = written(tmp_path, full | {"target": target}, "", {"text": "b", "reference": None})
+    path = written(
+        tmp_path,
+        full | {"target": target},
+        "",
+        {"text": "b", "reference": None},
+        {"ambient_sound": "rain", "text": None, "duration_s": 2, "seed": 4},
+        {"text": "c", "references": ["a.wav", None], "prompt_texts": ["x", None], "max_chars": 9},
+    )
     assert read_requests(path) == [
         Request(**full, target=Target(wav="a.wav", duration_s=1.5)),  # type: ignore[arg-type]
         Request(id="r000003", text="b"),
+        Request(id="r000004", ambient_sound="rain", duration_s=2, seed=4),
+        Request(id="r000005", text="c", references=["a.wav", None], prompt_texts=["x", None], max_chars=9),
     ]
 
 
@@ -31,7 +49,7 @@ def test_all_fields_and_numbered_ids(tmp_path: Path) -> None:
     [
         ("{", r"requests\.jsonl:2: not JSON"),
         ("[]", r"requests\.jsonl:2: expected a JSON object, got list"),
-        ({"text": "a", "lang": "en"}, r"requests\.jsonl:2: unknown field 'lang'; a request has group, id, language, "),
+        ({"text": "a", "lang": "en"}, r"requests\.jsonl:2: unknown field 'lang'; a request has ambient_sound, dur"),
         ({"id": "a"}, r"requests\.jsonl:2: no text"),
         ({"text": " \n"}, r"requests\.jsonl:2: no text"),
         ({"text": 5}, r"requests\.jsonl:2: no text"),
@@ -40,6 +58,15 @@ def test_all_fields_and_numbered_ids(tmp_path: Path) -> None:
         ({"text": "a", "reference": 1}, r"requests\.jsonl:2: reference=1, expected a text"),
         ({"text": "a", "tokens": "9"}, r"requests\.jsonl:2: tokens='9', expected a number of frames, at least 1"),
         ({"text": "a", "tokens": 0}, r"requests\.jsonl:2: tokens=0, expected"),
+        (
+            {"text": "a", "references": "a.wav"},
+            r"requests\.jsonl:2: references='a\.wav', expected a list of texts",
+        ),
+        ({"text": "a", "references": [1]}, r"requests\.jsonl:2: references=\[1\], expected a list of texts, one for"),
+        ({"text": "a", "seed": -1}, r"requests\.jsonl:2: seed=-1, expected a whole number, at least 0, or null"),
+        ({"text": "a", "duration_s": 0}, r"requests\.jsonl:2: duration_s=0, expected seconds, more than 0, or null"),
+        ({"text": "a", "max_chars": 0}, r"requests\.jsonl:2: max_chars=0, expected a number, at least 1, or null"),
+        ({"text": "a", "scene": 1}, r"requests\.jsonl:2: scene=1, expected a text"),
         ({"text": "a", "target": {"wav": "x"}}, r"requests\.jsonl:2: target=.*, expected wav, duration_s and maybe"),
         ({"text": "a", "target": "x.wav"}, r"requests\.jsonl:2: target='x\.wav', expected wav"),
     ],
@@ -110,3 +137,27 @@ def test_seeds_are_a_requests_own() -> None:
     }
     assert len(seeds) == 8
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_seed_of_its_own_makes_the_id_a_mere_name() -> None:
+    named = [Request(id=name, text="x", seed=3) for name in ("a", "b")]
+    assert request_seed(0, named[0]) == request_seed(1, named[1])
+    assert request_seed(0, named[0]) != request_seed(0, Request(id="a", text="y", seed=3))
+    assert request_seed(0, named[0]) != request_seed(0, Request(id="a", text="x", seed=4))
+
+
+def test_the_hash_of_a_request_sees_what_is_set() -> None:
+    old = {"id": "a", "text": "x", "language": "en", "tokens": None, "reference": None, "group": "", "target": None}
+    plain = Request(id="a", text="x", language="en")
+    # Folders written before a request had more fields are still recognised.
+    assert request_json(plain) == json.dumps(old, sort_keys=True)
+    assert json.loads(request_json(Request(id="a", instruction="old", prefix=Path("p.wav"))))["prefix"] == "p.wav"
+    assert request_json(Request(id="a", text="x", language="en", instruction="old")) != request_json(plain)
+    with pytest.raises(GenerationError, match="must be paths, got a ndarray"):
+        request_json(Request(id="a", text="x", reference=np.zeros(3)))  # type: ignore[arg-type]
+
+
+def test_fields_by_name() -> None:
+    assert request_from({"text": "a", "tokens": 3}) == Request(text="a", tokens=3)
+    with pytest.raises(GenerationError, match="unknown field or setting 'lang'; a request has id, text, "):
+        request_from({"text": "a", "lang": "en"})

@@ -5,7 +5,16 @@ import torch
 
 from moss.config.generation import GenerationConfig, SamplerConfig
 from moss.config.schema import check
-from moss.generation.sampling import draw, keep_top_k, keep_top_p, penalise_seen, sample, scale
+from moss.generation.sampling import (
+    SeenCodes,
+    draw,
+    keep_top_k,
+    keep_top_p,
+    penalise_seen,
+    sample,
+    scale,
+    uniforms,
+)
 
 LOGITS = torch.tensor([1.0, 3.0, 2.0, -1.0])
 INF = float("inf")
@@ -37,6 +46,15 @@ def test_top_k_keeps_exactly_k_among_equals() -> None:
     assert keep_top_k(LOGITS, 9) is LOGITS
 
 
+def test_top_k_with_ties_keeps_all_equals() -> None:
+    tied = torch.tensor([[2.0, 1.0, 2.0, 2.0, 0.0], [5.0, 1.0, 1.0, 0.0, 1.0]])
+    assert torch.isfinite(keep_top_k(tied, 2, ties=True)).tolist() == [
+        [True, False, True, True, False],
+        [True, True, True, False, True],
+    ]
+    assert keep_top_k(LOGITS, 2, ties=True).tolist() == keep_top_k(LOGITS, 2).tolist()
+
+
 @pytest.mark.parametrize(("top_p", "kept"), [(1e-9, [1]), (0.5, [1]), (0.64, [1]), (0.7, [1, 2]), (0.95, [0, 1, 2])])
 def test_top_p_keeps_the_id_that_crosses(top_p: float, kept: list[int]) -> None:
     assert torch.isfinite(keep_top_p(LOGITS, top_p)).nonzero().flatten().tolist() == kept
@@ -54,6 +72,91 @@ def test_draw_never_takes_what_was_ruled_out(uniform: float) -> None:
     logits = torch.tensor([-INF, -INF, 0.0, 0.0, -INF])
     assert draw(logits, torch.tensor(uniform)) in (2, 3)
     assert draw(torch.tensor([-INF, 5.0, -INF]), torch.tensor(uniform)) == 1
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.7])
+@pytest.mark.parametrize("top_k", [0, 5])
+@pytest.mark.parametrize("penalty", [1.0, 1.7])
+def test_sample_follows_the_filtered_probabilities(top_k: int, top_p: float, penalty: float) -> None:
+    logits = torch.randn(12, generator=torch.Generator().manual_seed(4)) * 2
+    seen = torch.zeros(12, dtype=torch.bool)
+    seen[logits.argmax()] = True
+    config = SamplerConfig(temperature=1.3, top_k=top_k, top_p=top_p, repetition_penalty=penalty)
+    uniform = (torch.arange(20_000) + 0.5) / 20_000
+    ids = sample(logits.expand(20_000, 12), config, uniform, seen)
+    scores = penalise_seen(logits / 1.3, seen, penalty)
+    want = keep_top_p(keep_top_k(scores, top_k), top_p).softmax(0)
+    torch.testing.assert_close(torch.bincount(ids, minlength=12) / 20_000, want, atol=2e-4, rtol=0)
+
+
+def test_temperatures_of_their_own() -> None:
+    uniform = (torch.arange(20_000) + 0.5) / 20_000
+    config = SamplerConfig(temperature=1.0)
+    temperatures = torch.tensor([0.0, 1.0, 2.0])
+    ids = sample(LOGITS.expand(20_000, 3, 4), config, uniform[:, None].expand(-1, 3), temperatures=temperatures)
+    assert (ids[:, 0] == 1).all()
+    for column, temperature in ((1, 1.0), (2, 2.0)):
+        shares = torch.bincount(ids[:, column], minlength=4) / 20_000
+        torch.testing.assert_close(shares, (LOGITS / temperature).softmax(0), atol=2e-4, rtol=0)
+
+
+def test_uniforms_are_a_function_of_seed_step_and_channel() -> None:
+    seeds = torch.tensor([5, -(2**62), 0, 2**63 - 1])
+    together = uniforms(seeds, 7, 33)
+    assert together.shape == (4, 33)
+    for index in range(4):
+        assert torch.equal(uniforms(seeds[index : index + 1], 7, 33)[0], together[index])
+    assert torch.equal(uniforms(seeds, 7, 12), together[:, :12])
+    assert not torch.equal(uniforms(seeds, 8, 33), together)
+    assert uniforms(torch.arange(50), 0, 33).unique().numel() > 50 * 33 - 5
+
+
+@pytest.mark.parametrize("along", ["seeds", "steps", "channels"])
+def test_uniforms_are_uniform_and_unrelated(along: str) -> None:
+    if along == "seeds":
+        numbers = uniforms(torch.arange(40_000), 3, 2)
+    elif along == "steps":
+        numbers = torch.cat([uniforms(torch.tensor([9]), step, 2) for step in range(4_000)])
+    else:
+        numbers = uniforms(torch.tensor([9, 10]), 3, 40_000).T
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    count = len(numbers)
+    for column in numbers.T:
+        cells = torch.bincount((column * 64).long(), minlength=64).double()
+        # 63 degrees of freedom: above 120 is one in 100,000.
+        assert ((cells - count / 64) ** 2 / (count / 64)).sum() < 120
+        assert abs(column.mean() - 0.5) < 5 * (1 / 12 / count) ** 0.5
+        # Neither neighbours along the axis nor the two columns go together.
+        assert abs(torch.corrcoef(torch.stack([column[1:], column[:-1]]))[0, 1]) < 5 / count**0.5
+    assert abs(torch.corrcoef(numbers.T)[0, 1]) < 5 / count**0.5
+
+
+@pytest.mark.parametrize("window", [0, 1, 2, 9])
+def test_seen_codes_are_those_of_the_window(window: int) -> None:
+    prompt = torch.tensor([[[1, 2], [7, 3], [0, 9]], [[4, 4], [5, 5], [6, 6]]])
+    mask = torch.tensor([[True] * 3, [False, True, True]])
+    history = SeenCodes(prompt, 7, window, mask)
+    new = [torch.tensor([[2, 2], [7, 0]]), torch.tensor([[3, -1], [1, 1]])]
+    frames = [[[1, 2], [7, 3], [0, 9]], [[9, 9], [5, 5], [6, 6]]]
+
+    def want() -> list[list[set[int]]]:
+        last = [part[-window:] if window else part for part in frames]
+        return [[{row[k] for row in part if 0 <= row[k] < 7} for k in range(2)] for part in last]
+
+    def got() -> list[list[set[int]]]:
+        return [[set(row.nonzero().flatten().tolist()) for row in part] for part in history.mask]
+
+    assert history.mask.shape == (2, 2, 7)
+    assert got() == want()
+    for codes in new:
+        history.add(codes.unsqueeze(1))
+        for part, row in zip(frames, codes.tolist(), strict=True):
+            part.append(row)
+        assert got() == want()
+    history.keep(torch.tensor([1]))
+    frames.pop(0)
+    assert got() == want()
 
 
 def test_settings_out_of_range() -> None:

@@ -1,56 +1,23 @@
-"""MossTTSDelay: packing, caching and padding do not change what a document sees."""
+"""MossTTSDelay: documents apart, channels side by side, heads in one product."""
 
 import pytest
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
 
-from moss.config.model import DelayModelConfig
-from moss.errors import ConfigError
 from moss.model.build import build_model
 from moss.model.delay import DelayModel
+from tests.model.toys import CONFIGS, some_tokens
 
 LENGTHS = [5, 1, 9, 3]
-CONFIG = DelayModelConfig(
-    num_codebooks=3,
-    codebook_size=10,
-    vocab_size=40,
-    hidden_size=32,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    intermediate_size=48,
-    max_positions=64,
-    initializer_range=0.2,
-    pad_token_id=30,
-    im_start_token_id=31,
-    im_end_token_id=32,
-    audio_start_token_id=33,
-    audio_end_token_id=34,
-    audio_user_slot_token_id=35,
-    audio_assistant_gen_slot_token_id=36,
-    audio_assistant_delay_slot_token_id=37,
-)
+CONFIG = CONFIGS["delay"]
 
 
 @pytest.fixture(scope="module")
 def model() -> DelayModel:
     torch.manual_seed(0)
-    return build_model(CONFIG).eval()
-
-
-def some_tokens(length: int) -> Tensor:
-    random = torch.Generator().manual_seed(length)
-    text = torch.randint(0, 30, (1, length, 1), generator=random)
-    return torch.cat([text, torch.randint(0, 11, (1, length, 3), generator=random)], dim=2)
-
-
-def test_packed_documents_equal_each_alone(model: DelayModel) -> None:
-    documents = [some_tokens(length) for length in LENGTHS]
-    packed = model(torch.cat(documents, dim=1), document_lengths=LENGTHS).hidden
-    for document, hidden in zip(documents, packed.split(LENGTHS, dim=1), strict=True):
-        torch.testing.assert_close(hidden, model(document).hidden, rtol=1e-5, atol=1e-6)
+    made = build_model(CONFIG).eval()
+    assert isinstance(made, DelayModel)
+    return made
 
 
 def test_no_gradient_crosses_a_document(model: DelayModel) -> None:
@@ -67,27 +34,6 @@ def test_no_gradient_crosses_a_document(model: DelayModel) -> None:
         model(documents, document_lengths=LENGTHS).hidden[:, 6:15].sum().backward()
     moved = embedded[0].grad.abs().sum(-1)[0] > 0  # type: ignore[union-attr]
     assert moved.nonzero().flatten().tolist() == list(range(6, 15))
-
-
-def test_cached_decode_equals_the_full_pass(model: DelayModel) -> None:
-    tokens = some_tokens(12)
-    whole = model(tokens).hidden
-    cache = DynamicCache()
-    parts = [model(part, cache=cache).hidden for part in tokens.split([5, 1, 1, 5], dim=1)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-5, atol=1e-6)
-
-
-def test_left_padding_changes_nothing_with_and_without_cache(model: DelayModel) -> None:
-    tokens, padding = some_tokens(7), some_tokens(4)
-    mask = torch.tensor([[False] * 4 + [True] * 7])
-    padded = torch.cat([padding, tokens], dim=1)
-    whole = model(tokens).hidden
-    hidden = model(padded, attention_mask=mask).hidden[:, 4:]
-    torch.testing.assert_close(hidden, whole, rtol=1e-5, atol=1e-6)
-    cache = DynamicCache()
-    first = model(padded[:, :9], attention_mask=mask[:, :9], cache=cache).hidden[:, 4:]
-    rest = [model(padded[:, end - 1 : end], attention_mask=mask[:, :end], cache=cache).hidden for end in (10, 11)]
-    torch.testing.assert_close(torch.cat([first, *rest], dim=1), whole, rtol=1e-5, atol=1e-6)
 
 
 def test_the_pad_code_is_never_predicted(model: DelayModel) -> None:
@@ -107,8 +53,29 @@ def test_embedding_is_the_sum_of_the_channels(model: DelayModel) -> None:
     torch.testing.assert_close(model.embed(tokens)[0, 0], want)
 
 
-def test_an_unknown_architecture_is_an_error() -> None:
-    from moss.config.model import ModelConfig
+@torch.no_grad()
+def test_all_code_logits_at_once(model: DelayModel) -> None:
+    hidden = model(some_tokens(3)).hidden
+    want = torch.stack([hidden @ model.head_weight(channel).T for channel in (1, 2, 3)], dim=2)
+    torch.testing.assert_close(model.code_logits(hidden), want)
+    fused = build_model(CONFIG).eval()
+    fused.load_state_dict(model.state_dict())
+    fused.fuse_()
+    assert isinstance(fused, DelayModel)
+    torch.testing.assert_close(fused.code_logits(hidden), want, rtol=1e-5, atol=1e-6)
 
-    with pytest.raises(ConfigError, match="model.architecture: 'other' has no implementation"):
-        build_model(ModelConfig(architecture="other"))
+
+def test_all_channels_of_a_position_share_one_state(model: DelayModel) -> None:
+    labels = torch.full((1, 5, 4), -100)
+    labels[0, 1, 0], labels[0, 3, 2] = 7, 4
+    hidden = torch.randn(1, 5, 32)
+    seen = model.supervised(hidden, labels)
+    assert torch.equal(seen.labels, labels[0, [1, 3]])
+    assert seen.states.stride(1) == 0
+    assert torch.equal(seen.states[:, 2], hidden[0, [1, 3]])
+    assert seen.scales is None
+    frame = model.begin_frame(hidden[0])
+    before = frame.logits(2)
+    frame.feed(0, torch.zeros(5, dtype=torch.long))
+    assert torch.equal(frame.logits(2), before)
+    assert torch.equal(before, model.channel_logits(hidden[0], 2))

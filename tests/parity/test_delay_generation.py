@@ -50,7 +50,7 @@ def greedy(entry: dict[str, Any], num_rows: int, penalty: float) -> Tensor:
         audio=SamplerConfig(temperature=0.0, repetition_penalty=penalty),
         compatibility=Compatibility.reference,
     )
-    decoded = generate_delay(model_of(entry), [entry["rows"]], [entry["seed"]], config, max_new_positions=num_rows)[0]
+    decoded = generate_delay(model_of(entry), [entry["rows"]], [entry["seed"]], config, max_rows=num_rows)[0]
     assert decoded.num_given == entry["start_length"]
     return decoded.rows
 

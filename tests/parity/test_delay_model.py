@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from moss.data.text_tokenizer import FileTextTokenizer
-from moss.loss import channel_loss_sums, weighted_mean
+from moss.loss import LossSums, channel_loss_sums, weighted_mean
 from moss.model.delay import DelayModel
 from moss.model.hf_map import delay_config
 from moss.sequence.delay import apply_delay, undo_delay
@@ -16,6 +16,7 @@ from moss.sequence.layout import DelayLayout, left_pad
 from moss.sequence.prompt import PromptMode, UserPrompt, content_string, user_message
 from moss.spec import IGNORE_LABEL
 from tests.parity.fixture_files import fixture_path, load_fixture
+from tests.parity.gradients import check_gradients
 
 
 def model_of(entry: dict[str, Any]) -> DelayModel:
@@ -91,6 +92,11 @@ def loss_case_names() -> list[str]:
     return list(load_fixture("ref_delay.pt.gz")["small"]["loss_cases"])
 
 
+def loss_sums(model: DelayModel, hidden: Tensor, labels: Tensor) -> LossSums:
+    seen = model.supervised(hidden, labels)
+    return channel_loss_sums(seen.states, seen.labels, model.head_weight, scales=seen.scales)
+
+
 @pytest.mark.parametrize("name", loss_case_names())
 def test_loss_and_gradients(fixture: dict[str, Any], name: str) -> None:
     entry = fixture["small"]
@@ -99,29 +105,19 @@ def test_loss_and_gradients(fixture: dict[str, Any], name: str) -> None:
     inputs = entry["inputs"]
     hidden = model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).hidden
     weights = None if case["weights"] is None else torch.tensor(case["weights"])
-    per_sample = [channel_loss_sums(h, y, model.head_weight) for h, y in zip(hidden, inputs["labels"], strict=True)]
+    per_sample = [loss_sums(model, h, y) for h, y in zip(hidden, inputs["labels"], strict=True)]
     sums = torch.stack([sample.sums for sample in per_sample])
     counts = torch.stack([sample.counts for sample in per_sample])
     assert torch.allclose(sums, case["all_sum_losses"], rtol=1e-6, atol=1e-4)
     assert torch.equal(counts, case["all_token_nums"])
     assert torch.allclose(sums.sum(0) / counts.sum(0).clamp(min=1), case["channel_losses"], atol=1e-6)
-    total = channel_loss_sums(hidden, inputs["labels"], model.head_weight)
+    total = loss_sums(model, hidden, inputs["labels"])
     loss = weighted_mean(total.sums, total.counts, weights)
     assert float(loss.detach()) == pytest.approx(float(case["loss"]), abs=1e-6)
     if weights is not None:
         assert torch.allclose(weighted_mean(sums, counts, weights), case["sample_losses"], atol=1e-6)
     loss.backward()
     check_gradients(model, case["grads"])
-
-
-def check_gradients(model: DelayModel, expected: dict[str, Tensor]) -> None:
-    assert set(expected) <= set(dict(model.named_parameters()))
-    for name, parameter in model.named_parameters():
-        got = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-        want = expected.get(name)
-        want = torch.zeros_like(got) if want is None else want.to_dense()
-        scale = max(float(want.abs().max()), 1e-3)
-        assert float((got - want).abs().max()) <= 1e-5 * scale + 1e-7, name
 
 
 def test_packed_equals_padded(small: tuple[dict[str, Any], DelayModel]) -> None:

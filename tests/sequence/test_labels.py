@@ -47,3 +47,14 @@ def test_labels_do_not_share_memory_with_inputs() -> None:
 def test_nothing_to_learn_is_an_error(num_prompt: int) -> None:
     with pytest.raises(DataError, match=f"the prompt has {num_prompt} of 4 positions, so there is no target"):
         next_position_labels(torch.zeros(4, 3, dtype=torch.long), num_prompt, 99)
+
+
+def test_counts_of_kept_codebooks_and_other_ends() -> None:
+    counts = target_counts([3, 5], 4, text_targets=1, first_targets=2, kept=[1, 3])
+    assert counts.tolist() == [10, 8 + 4, 5, 5, 0]
+
+
+@pytest.mark.parametrize("kept", [[1], [0, 1], [1, 5]])
+def test_kept_must_fit(kept: list[int]) -> None:
+    with pytest.raises(DataError, match=r"kept=\[.*\] for 2 answers; give one number of 1\.\.4 codebooks an answer"):
+        target_counts([3, 5], 4, kept=kept)

@@ -1,24 +1,47 @@
 """Conversations as positions: what stands where, and that a user's text is never structure."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
 
-from moss.config.model import TextTokenizerConfig, TextTokenizerKind
+from moss.config.model import (
+    DelayModelConfig,
+    LocalModelConfig,
+    LocalV15ModelConfig,
+    ModelConfig,
+    RealtimeModelConfig,
+    Template,
+    TextTokenizerConfig,
+    TextTokenizerKind,
+)
 from moss.data.text_tokenizer import TextTokenizer, build_text_tokenizer
-from moss.errors import DataError
-from moss.sequence.layout import DelayLayout, left_pad
+from moss.errors import ConfigError, DataError
+from moss.sequence.layout import (
+    DelayLayout,
+    Layout,
+    LocalLayout,
+    LocalV15Layout,
+    RealtimeLayout,
+    build_layout,
+    left_pad,
+)
 from moss.sequence.prompt import (
     Codes,
     Control,
+    Conversation,
     Message,
+    Placeholder,
     PromptMode,
+    Turn,
     UserPrompt,
     assistant_message,
     content_string,
     user_message,
 )
-from moss.spec import SpecialTokens
+from moss.sequence.templates import TEMPLATES
+from moss.spec import IGNORE_LABEL, SpecialTokens
 
 N = 4
 SIZE = 10
@@ -140,3 +163,90 @@ def test_left_pad() -> None:
     assert batch[0].tolist() == [[7, 8, 9], [7, 8, 9], [1, 1, 1], [1, 1, 1]]
     assert torch.equal(batch[1], rows[1])
     assert mask.tolist() == [[False, False, True, True], [True] * 4]
+
+
+@pytest.mark.parametrize("frames", [1, 6])
+@pytest.mark.parametrize("template", [Template.moss_tts_delay_v1, Template.moss_ttsd_v1])
+def test_lengths_and_counts_without_codes(layout: DelayLayout, template: Template, frames: int) -> None:
+    layout = dataclasses.replace(layout, template=TEMPLATES[template])
+    prompt = UserPrompt(text="[S1]Hello.", reference=[some_codes(3), None], tokens=frames)
+    inputs, labels = layout.example(prompt, some_codes(frames))
+    assert len(inputs) == len(labels)
+    counted = dataclasses.replace(prompt, reference=[Placeholder(3), None])
+    assert layout.num_positions(counted, frames) == len(inputs)
+    assert torch.equal((labels != IGNORE_LABEL).sum(0), layout.target_counts([frames]))
+
+
+def test_dialogue_layout_names_the_speaker_without_a_clip(layout: DelayLayout) -> None:
+    dialogue = dataclasses.replace(layout, template=TEMPLATES[Template.moss_ttsd_v1])
+    prompt = UserPrompt(text="[S1]a[S2]b", reference=[None, some_codes(2)], scene="a room", tokens=9)
+    rows = dialogue.conversation(prompt)
+    start = rows[:, 0].tolist().index(layout.special.audio_start)
+    before = "user\n<user_inst>\n- Reference(s):\n[S1]: None\n[S2]:\n"
+    assert rows[1:start, 0].tolist() == layout.encode(before)
+    after = rows[start + 2 + 2 + (N - 1) : len(rows), 0].tolist()
+    ids = layout.encode(
+        "\n- Instruction:\nNone\n- Tokens:\nNone\n- Quality:\nNone\n- Sound Event:\nNone\n- Ambient Sound:\nNone\n"
+        "- Language:\nNone\n- Scene:\na room\n- Text:\n[S1]a[S2]b\n</user_inst>"
+    )
+    assert after[: len(ids)] == ids
+
+
+LAYOUTS = [
+    (DelayModelConfig(), DelayLayout),
+    (DelayModelConfig(template=Template.moss_ttsd_v1), DelayLayout),
+    (LocalModelConfig(), LocalLayout),
+    (LocalV15ModelConfig(), LocalV15Layout),
+    (RealtimeModelConfig(text_lead=7), RealtimeLayout),
+]
+
+
+@pytest.mark.parametrize(("config", "kind"), LAYOUTS)
+def test_build_layout(bpe: TextTokenizer, config: ModelConfig, kind: type) -> None:
+    layout = build_layout(config, bpe.encode)
+    assert type(layout) is kind
+    assert layout.template is TEMPLATES[config.template]
+    assert (layout.num_codebooks, layout.codebook_size) == (config.num_codebooks, config.codebook_size)
+    assert layout.pad_code == config.codebook_size
+    assert layout.special == config.special_tokens  # type: ignore[attr-defined]
+    assert layout.encode("a b") == bpe.encode("a b")
+    if isinstance(layout, RealtimeLayout):
+        assert layout.lead == 7
+
+
+@pytest.mark.parametrize(("config", "kind"), LAYOUTS)
+def test_a_long_list_of_layouts_agrees_on_the_interface(bpe: TextTokenizer, config: ModelConfig, kind: type) -> None:
+    layout: Layout = build_layout(config, bpe.encode)
+    codes = torch.zeros(3, config.num_codebooks, dtype=torch.long)
+    realtime = kind is RealtimeLayout
+    prompt = Conversation(turns=[Turn("assistant", "Hello.")]) if realtime else UserPrompt(text="Hello.")
+    inputs, labels = layout.example(prompt, codes)
+    assert len(inputs) == layout.num_positions(prompt, len(codes))
+    assert torch.equal((labels != IGNORE_LABEL).sum(0), layout.target_counts([3]))
+    assert (layout.target_counts([3], kept=[2])[3:] == 0).all()
+    rows = layout.conversation(prompt, [codes], PromptMode.loss)
+    assert torch.equal(rows[:-1], inputs)
+    assert torch.equal(labels[labels != IGNORE_LABEL], rows[1:][labels != IGNORE_LABEL])
+    opened = layout.conversation(prompt)
+    assert torch.equal(rows[: len(opened)], opened)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            DelayModelConfig(template=Template.moss_tts_local_v1),
+            "moss_tts_local_v1 does not belong to architecture=delay; choose moss_tts_delay_v1 or moss_ttsd_v1",
+        ),
+        (LocalModelConfig(template=Template.moss_tts_delay_v1), "architecture=local; choose moss_tts_local_v1"),
+        (RealtimeModelConfig(template=Template.moss_ttsd_v1), "architecture=realtime; choose moss_tts_realtime_v1"),
+    ],
+)
+def test_a_template_of_another_architecture(bpe: TextTokenizer, config: ModelConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_layout(config, bpe.encode)
+
+
+def test_clips_with_a_placeholder_among_them_are_counted(layout: DelayLayout) -> None:
+    (segment,) = assistant_message([some_codes(2), Placeholder(3)]).segments
+    assert segment == Codes(Placeholder(5))

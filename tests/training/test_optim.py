@@ -1,13 +1,16 @@
-"""The schedule's values, and what weight decay touches."""
+"""The schedule's values, what weight decay touches, what is frozen, and who learns at another rate."""
 
 import pytest
 import torch
 from torch import nn
 
-from moss.config.train import OptimConfig
+from moss.config.compose import load_config
+from moss.config.train import LoraConfig, OptimConfig, TrainConfig
+from moss.errors import ConfigError
 from moss.model.build import build_model
-from moss.training.optim import build_optimizer, build_scheduler, lr_factor
-from tests.model.test_delay import CONFIG
+from moss.model.lora import apply_lora
+from moss.training.optim import base_rate, build_optimizer, build_scheduler, freeze_parameters, lr_factor
+from tests.training.small import ARCHITECTURES, CONFIGS
 
 
 @pytest.mark.parametrize(("step", "factor"), [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (35, 0.6), (60, 0.2), (70, 0.2)])
@@ -21,26 +24,106 @@ def test_no_warm_up_starts_at_the_peak_and_one_step_runs_are_possible() -> None:
     assert lr_factor(1, 1, 1, 0.1) == 1.0
 
 
-def test_the_first_update_uses_step_0() -> None:
-    layer = nn.Linear(2, 2)
-    optimizer = build_optimizer(layer, OptimConfig(lr=1.0))
-    scheduler = build_scheduler(optimizer, OptimConfig(lr=1.0, warmup_steps=4), 10)
+def test_the_first_update_uses_step_0_in_every_group() -> None:
+    config = OptimConfig(lr=1.0, warmup_steps=4, lr_scales={"bias": 0.5})
+    optimizer = build_optimizer(nn.Linear(2, 2), config)
+    scheduler = build_scheduler(optimizer, config, 10)
     rates = []
     for _ in range(5):
-        rates.append(optimizer.param_groups[0]["lr"])
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        assert base_rate(optimizer) == rates[-1][0]
         optimizer.step()
         scheduler.step()
-    assert rates == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates == [[0.25, 0.125], [0.5, 0.25], [0.75, 0.375], [1.0, 0.5], [1.0, 0.5]]
 
 
-def test_only_matrices_decay() -> None:
-    model = build_model(CONFIG)
-    model.lm_heads[1].weight.requires_grad_(False)
-    optimizer = build_optimizer(model, OptimConfig(weight_decay=0.3))
+def names_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[set[str]]:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decayed, kept = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
+    return [{names[id(p)] for p in group["params"]} for group in optimizer.param_groups]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_only_matrices_decay_and_unused_tables_are_left_out(architecture: str) -> None:
+    model = build_model(CONFIGS[architecture])
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert bool(frozen) == (architecture in ("local", "realtime"))
+    optimizer = build_optimizer(model, OptimConfig(weight_decay=0.3))
+    decayed, kept = names_of(model, optimizer)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
-    assert decayed | kept == set(names.values()) - {"lm_heads.1.weight"}
-    assert all("norm" in name or name.startswith("emb_ext") or "embed_tokens" in name for name in kept)
-    assert all("proj" in name or name.startswith("lm_heads") for name in decayed)
+    assert decayed | kept == {name for name, _ in model.named_parameters()} - frozen
+    assert all(".emb" in f".{name}" or "norm" in name or "ln_" in name or "bias" in name or "audio_emb" in name
+               for name in kept)  # fmt: skip
+    assert all("proj" in name or "head" in name or "attn" in name or "mlp" in name for name in decayed)
     assert isinstance(optimizer, torch.optim.AdamW)
+
+
+def test_rate_groups_keep_decay_and_the_first_pattern_counts() -> None:
+    model = build_model(CONFIGS["delay"])
+    scales = {"emb_ext.*": 0.1, "*.0.*": 2.0}
+    optimizer = build_optimizer(model, OptimConfig(lr=1e-2, weight_decay=0.3, lr_scales=scales))
+    assert [(g["lr"], g["scale"], g["weight_decay"]) for g in optimizer.param_groups] == [
+        (1e-2, 1.0, 0.3),
+        (1e-2, 1.0, 0.0),
+        (1e-3, 0.1, 0.0),
+        (2e-2, 2.0, 0.3),
+        (2e-2, 2.0, 0.0),
+    ]
+    groups = names_of(model, optimizer)
+    assert groups[2] == {f"emb_ext.{k}.weight" for k in range(3)}
+    assert "language_model.layers.0.self_attn.q_proj.weight" in groups[3]
+    assert "language_model.layers.0.input_layernorm.weight" in groups[4]
+    assert sum(len(group) for group in groups) == len(list(model.parameters()))
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = build_model(CONFIGS["local_v15"])
+    # A tied head is its table: freezing one freezes both.
+    freeze_parameters(model, OptimConfig(freeze=["transformer.*", "audio_lm_heads.1.*"]), LoraConfig())
+    trained = set().union(*names_of(model, build_optimizer(model, OptimConfig())))
+    assert not any(name.startswith("transformer.") for name in trained)
+    assert "audio_embeddings.1.weight" not in trained
+    assert "audio_embeddings.0.weight" in trained
+
+
+@pytest.mark.parametrize(
+    ("optim", "lora", "message"),
+    [
+        ({"freeze": ["emb_exd.*"]}, {}, r"optim\.freeze: 'emb_exd\.\*' matches no parameter; near names: emb_ext\.\d"),
+        ({"lr_scales": {"head": 2.0}}, {}, r"optim\.lr_scales: 'head' matches no parameter; near names: lm_heads\."),
+        ({"freeze": ["*"]}, {}, r"optim\.freeze: \* leaves no parameter to train; drop a pattern"),
+        (
+            {"freeze": ["emb_ext.*"], "lr_scales": {"emb_ext.0.*": 2.0}},
+            {},
+            r"optim\.lr_scales: 'emb_ext\.0\.\*' matches only parameters that are not trained, e\.g\. emb_ext\.0",
+        ),
+        (
+            {"freeze": ["lm_heads.*"]},
+            {"rank": 2},
+            r"optim\.freeze: 'lm_heads\.\*' matches only parameters that are not trained anyway, e\.g\. lm_heads\.0",
+        ),
+        (
+            {"freeze": ["*.weight"]},
+            {"rank": 2, "train": ["emb_ext.*"]},
+            r"optim\.freeze: '\*\.weight' and lora\.train: 'emb_ext\.\*' both match emb_ext\.0\.weight; drop one",
+        ),
+        ({}, {"rank": 2, "train": ["emb.*"]}, r"lora\.train: 'emb\.\*' matches no parameter; near names: "),
+        (
+            {},
+            {"rank": 2, "train": ["*.q_proj.weight"]},
+            r"lora\.train: '\*\.q_proj\.weight' matches language_model\.layers\.0\.self_attn\.q_proj\.weight, which",
+        ),
+    ],
+)
+def test_contradictions(optim: dict[str, object], lora: dict[str, object], message: str) -> None:
+    model = build_model(CONFIGS["delay"])
+    config, adapters = OptimConfig(**optim), LoraConfig(**lora)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=message):
+        apply_lora(model, adapters)
+        freeze_parameters(model, config, adapters)
+        build_optimizer(model, config)
+
+
+def test_a_scale_is_positive() -> None:
+    words = ["data.shards=[x]", "optim.lr_scales={emb: 0}"]
+    with pytest.raises(ConfigError, match=r"optim\.lr_scales: 'emb': must be positive, got 0.*; freeze what must not"):
+        load_config(TrainConfig, "train", words)

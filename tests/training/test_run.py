@@ -200,8 +200,25 @@ def test_weights_to_start_from(shards: Path, tmp_path: Path) -> None:
             "model.vocab_size=1023 is smaller than the compact text tokenizer's 1024 ids",
         ),
         (
-            {"model__pad_token_id": 5},
-            r"the compact text tokenizer has SpecialTokens\(pad=1016.*, the model SpecialTokens\(pad=5.*choose the te",
+            {"model__pad_token_id": 5, "model__audio_end_token_id": 7},
+            "the compact text tokenizer gives these control ids of the model to ordinary text: pad=5, audio_end=7; cho",
+        ),
+        (
+            {"optim__freeze": "['emb_exd.*']"},
+            r"optim.freeze: 'emb_exd\.\*' matches no parameter; near names: emb_ext",
+        ),
+        ({"optim__lr_scales": "{head: 2.0}"}, r"optim.lr_scales: 'head' matches no parameter; near names: lm_heads"),
+        (
+            {"optim__freeze": "['*']"},
+            r"optim.freeze: \* leaves no parameter to train; drop a pattern",
+        ),
+        (
+            {"lora__rank": 2, "lora__train": "['emb_ext.*']", "optim__freeze": "['emb_ext.1.*']"},
+            r"optim.freeze: 'emb_ext\.1\.\*' and lora.train: 'emb_ext\.\*' both match emb_ext\.1\.weight; drop one",
+        ),
+        (
+            {"task": "tokenizer", "lora__rank": 4, "schedule__regenerate_examples": 2},
+            "lora.rank=4, schedule.regenerate_examples=2: belongs to task=generator; leave it out",
         ),
         ({"parallel__accelerator": "cuda"}, "parallel.accelerator=cuda: no CUDA device is available here; choose auto"),
     ],
