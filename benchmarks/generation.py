@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reference_models import generate_delay, generate_local, reference_delay, reference_local
+from reference_models import check_checkout, generate_delay, generate_local, reference_delay, reference_local
 from torch import Tensor, nn
 
 from moss.config.generation import Compatibility, GenerationConfig, SamplerConfig
@@ -60,6 +60,7 @@ class Case:
 def main(arguments: Sequence[str]) -> None:
     """Measure every case, print the table, write it."""
     options = _parse(arguments)
+    check_checkout(options.reference)
     torch.set_num_threads(options.threads)
     delay, local = _models()
     lines = _heading(options, arguments)
@@ -94,8 +95,11 @@ def _models() -> tuple[nn.Module, nn.Module]:
     local = build_model(LocalModelConfig(**GEOMETRY, **DEPTH)).eval()
     special = delay.config.special_tokens
     with torch.no_grad():
-        # One large constant feature survives every norm, and the text head reads nothing else: always the slot.
+        # A constant feature that no block writes to, and a text head that reads nothing else: always the slot.
         delay.language_model.embed_tokens.weight[:, 0] = 1.0
+        for layer in delay.language_model.layers:
+            layer.self_attn.o_proj.weight[0] = 0.0
+            layer.mlp.down_proj.weight[0] = 0.0
         for table in delay.emb_ext:
             table.weight[:, 0] = 0.0
         delay.lm_heads[0].weight.zero_()

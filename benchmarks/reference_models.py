@@ -27,12 +27,21 @@ from moss.model.backbone import backbone_config
 DELAY, LOCAL = "moss_tts_delay", "moss_tts_local"
 
 
-def reference_delay(checkout: Path, config: DelayModelConfig, state: dict[str, Tensor]) -> nn.Module:
-    """The published MossTTSDelayModel with our geometry and weights, attention sdpa, in eval mode.
+def check_checkout(checkout: Path) -> None:
+    """Refuse a folder that has not both models.
 
     Raises:
-        ConfigError: The folder is no checkout of OpenMOSS/MOSS-TTS.
+        ConfigError: It is no checkout of OpenMOSS/MOSS-TTS.
     """
+    for package in (DELAY, LOCAL):
+        if not (checkout / package / "modeling_moss_tts.py").is_file():
+            raise ConfigError(
+                f"{checkout} has no {package}/modeling_moss_tts.py; give the folder of a checkout of OpenMOSS/MOSS-TTS"
+            )
+
+
+def reference_delay(checkout: Path, config: DelayModelConfig, state: dict[str, Tensor]) -> nn.Module:
+    """The published MossTTSDelayModel with our geometry and weights, attention sdpa, in eval mode."""
     modeling = _module(checkout, DELAY)
     return _load(modeling, _published(modeling, config), state)
 
@@ -110,10 +119,6 @@ def _update_inputs(outputs: Any, model_kwargs: dict[str, Any], **_: Any) -> dict
 
 
 def _module(checkout: Path, package: str) -> Any:
-    if not (checkout / package / "modeling_moss_tts.py").is_file():
-        raise ConfigError(
-            f"{checkout} has no {package}/modeling_moss_tts.py; give the folder of a checkout of OpenMOSS/MOSS-TTS"
-        )
     sys.dont_write_bytecode = True
     # Only reads and writes wav files there.
     sys.modules.setdefault("torchaudio", types.ModuleType("torchaudio"))

@@ -36,10 +36,10 @@ def load(
         text_tokenizer: `qwen`, `compact` or a tokenizer.json; None takes what the checkpoint says.
         device: Where the model runs.
         dtype: float32, bfloat16 or float16; None is float32 on a CPU, bfloat16 elsewhere.
-        attention: auto, sdpa, flash_attention_2 or eager; what was chosen is logged.
+        attention: auto, sdpa, flash_attention_2 or eager; what was chosen is written to stderr in one line.
         offload: `cpu` keeps the backbone's layers in main memory and copies each when it is needed; codes are the same.
         member: What the model was trained to do (tts, ttsd, voice_generator, sound_effect, realtime): a published
-            folder does not say, and is taken for tts or realtime.
+            folder does not say. One of Delay with 16 codebooks needs it, others are taken for tts or realtime.
         template: Prompt format of a published folder, where it is not its member's usual one.
 
     Raises:

@@ -68,19 +68,24 @@ def _cross_entropy_sum(states: Tensor, weight: Tensor, targets: Tensor) -> Tenso
     return functional.cross_entropy(functional.linear(states, weight).float(), targets, reduction="sum")
 
 
-def weighted_mean(sums: Tensor, counts: Tensor, weights: Tensor | None) -> Tensor:
+def weighted_mean(sums: Tensor, counts: Tensor, weights: Tensor | None, *, only_present: bool = False) -> Tensor:
     """One loss from the channels' sums.
 
     Args:
         sums: Summed cross-entropy, shape (..., channels).
         counts: Targets that the mean is over, same shape; a channel without targets adds nothing.
         weights: Weight of each channel's mean, shape (channels,); None means the plain mean over all targets.
+        only_present: Divide by the weights of the channels that have targets, not by all: what Local v1.5 is trained
+            with, the other architectures not.
 
-    Source: MOSS-TTS moss_tts_delay/modeling_moss_tts.py:310-379 @58b20a0.
+    Source: MOSS-TTS moss_tts_delay/modeling_moss_tts.py:310-379 and, for `only_present`,
+        moss_tts_local_v1.5/finetuning/sft.py:613-706 @58b20a0.
     """
     if weights is None:
         return sums.sum(-1) / counts.sum(-1).clamp(min=1)
-    return (weights * sums / counts.clamp(min=1)).sum(-1) / weights.sum()
+    total = (weights * (counts > 0)).sum(-1) if only_present else weights.sum()
+    # Where no channel with a weight has a target, the sum is zero as well.
+    return (weights * sums / counts.clamp(min=1)).sum(-1) / torch.where(total > 0, total, 1)
 
 
 def expand_channel_weights(weights: Sequence[float] | None, num_codebooks: int) -> Tensor | None:

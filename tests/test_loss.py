@@ -96,6 +96,17 @@ def test_channel_without_targets_adds_nothing() -> None:
     assert isinstance(empty + empty, LossSums)
 
 
+def test_weights_of_the_channels_that_are_there() -> None:
+    sums, counts = torch.tensor([4.0, 0.0, 9.0]), torch.tensor([2, 0, 3])
+    weights = torch.tensor([1.0, 2.0, 3.0])
+    assert weighted_mean(sums, counts, weights) == 11 / 6
+    assert weighted_mean(sums, counts, weights, only_present=True) == 11 / 4
+    assert weighted_mean(sums, counts, None, only_present=True) == 13 / 5
+    # One loss for each sample of a batch, with channels of its own.
+    each = weighted_mean(sums.diag(), counts.diag(), weights, only_present=True)
+    assert each.tolist() == [2.0, 0.0, 3.0]
+
+
 @pytest.mark.parametrize(
     ("weights", "num_codebooks", "expanded"),
     [

@@ -68,15 +68,16 @@ class GenerationConfig:
     text: SamplerConfig = SamplerConfig(temperature=1.5, top_k=50)
     audio: SamplerConfig = SamplerConfig(temperature=1.7, top_k=25, top_p=0.8)
     max_frames: int = 1000
-    """A request that has not ended by then is cut and marked stop_reason=max_frames; 1000 frames are 80 s."""
+    """What has not ended by then is cut and marked stop_reason=max_frames; 1000 frames are 80 s. Texts likely to
+    take longer are spoken in parts, unless the limit is below 4 s."""
     batch_size: int = 16
     seed: int = 0
     """Each request draws from its own stream, made from this seed and its id."""
     compatibility: Compatibility = Compatibility.none
     num_codebooks: int | None = None
     """Local only: speak the first so many codebooks of each frame; None speaks all."""
-    codebook_temperatures: list[float] | None = None
-    """One temperature per codebook in place of `audio.temperature`."""
+    codebooks: list[SamplerConfig] | None = None
+    """One whole sampler per codebook that is spoken, in place of `audio`."""
     runaway_repeats: int = 100
     """Stop a request whose last so many frames are one and the same (8 s), or repeat a pattern of up to 12 frames;
     0 never does. The stop reason is `runaway`."""

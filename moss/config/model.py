@@ -79,7 +79,8 @@ class ModelConfig:
     """Longest sequence in positions that the model is meant for; longer prompts are refused."""
     initializer_range: float = 0.02
     init_from: Path | None = None
-    """A checkpoint folder whose weights training starts from."""
+    """A checkpoint folder, ours or a published one, whose weights training starts from. Its own settings win over
+    these where they change no shape; what would change a shape is an error."""
     member: Member = Member.tts
     template: Template = Template.moss_tts_delay_v1
     unverified: list[str] = dataclasses.field(default_factory=list)

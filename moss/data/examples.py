@@ -24,7 +24,6 @@ CodeArray = npt.NDArray[np.uint16]
 
 logger = logging.getLogger(__name__)
 
-_TEXT_FIELDS = ("instruction", "ambient_sound", "sound_event", "quality", "scene")
 _ROLES = ("user", "assistant")
 
 
@@ -164,7 +163,6 @@ class ExampleBuilder:
             return Conversation(voice, [Turn(_role(one.extra), one.text, one.clip) for one in spoken])
         (one,) = spoken
         stated = _tokens(one.extra)
-        fields = {name: _field(one.extra, name) for name in _TEXT_FIELDS}
         return member_prompt(
             self.member,
             self.layout.template.name,
@@ -172,7 +170,11 @@ class ExampleBuilder:
             references=one.references if own or clone is None else [clone],
             language=one.language or None,
             tokens=len(one.clip) if stated is None and state_duration else stated,
-            **fields,
+            instruction=_field(one.extra, "instruction"),
+            ambient_sound=_field(one.extra, "ambient_sound"),
+            sound_event=_field(one.extra, "sound_event"),
+            quality=_field(one.extra, "quality"),
+            scene=_field(one.extra, "scene"),
         )
 
     def _spoken(self, example: Example) -> _Spoken:

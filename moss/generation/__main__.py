@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0)
     add("--batch-size", type=int, default=16, help="changes speed only, not results")
     add("--max-chars", type=int, help="speak a longer text in parts of at most so many characters")
-    add("--max-frames", type=int, help="cut after so many frames (default: the model's preset, 1000 = 80 s)")
+    add("--max-frames", type=int, help="most frames of one go; longer texts are split (default: 1000 = 80 s)")
     add("--temperature", type=float, help="of the codebooks; 0 is greedy (default of samplers: the model's preset)")
     add("--top-k", type=int)
     add("--top-p", type=float)
@@ -72,6 +72,8 @@ def main(arguments: Sequence[str]) -> None:
     """
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # Loading says which attention was chosen.
+    logging.getLogger("moss.model.decoder").setLevel(logging.WARNING)
     from moss.generation.engine import Engine
     from moss.generation.loading import load_speech_model
     from moss.generation.presets import OVERRIDES, with_overrides

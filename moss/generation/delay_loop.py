@@ -30,7 +30,7 @@ from moss.generation.loop import (
     seed_tensor,
 )
 from moss.generation.runaway import is_runaway
-from moss.generation.sampling import SeenCodes, sample, uniforms
+from moss.generation.sampling import ChannelSampler, SeenCodes, Uniforms, sample
 from moss.generation.segments import first_frames
 from moss.model.decoder import BackboneDecoder
 from moss.model.delay import DelayModel
@@ -138,18 +138,18 @@ class _Batch:
         self.rows = torch.empty(len(prompts), limit, 1 + self.num_codebooks, dtype=torch.long, device=self.device)
         self.active = list(self.turns)
         self.chosen = torch.arange(len(prompts), device=self.device)
-        self.seeds = seed_tensor(seeds, self.device)
         samplers = codebook_samplers(config, self.num_codebooks)
-        own = config.codebook_temperatures is not None
-        self.temperatures = torch.tensor([s.temperature for s in samplers], device=self.device) if own else None
-        self.seen = self._seen() if config.audio.repetition_penalty != 1.0 else None
+        self.sampler = ChannelSampler(samplers, self.device)
+        self.uniforms = Uniforms(seed_tensor(seeds, self.device), 1 + self.num_codebooks, [config.text, *samplers])
+        self.seen = self._seen() if self.sampler.penalised else None
         # With a single codebook nothing is delayed, so an audio block closes with its end token straight away.
         closing = special.delay_slot if self.num_codebooks > 1 else special.audio_end
         self.slot, ends = _known(special.gen_slot), [_known(special.delay_slot), _known(special.audio_end)]
         self.inside = sorted([self.slot, _known(closing)])
         self.slot_weight = model.head_weight(0)[self.inside]
-        self.outside = [special.pad, self.slot, *ends]
-        self.im_end = special.im_end
+        outside = [special.pad, self.slot, *ends]
+        self.illegal = torch.tensor(outside, device=self.device)
+        self.illegal_at_first = torch.tensor([*outside, special.im_end], device=self.device)
 
     def decoder(self) -> BackboneDecoder:
         """Room for the prompts and all new rows."""
@@ -164,7 +164,7 @@ class _Batch:
 
     def next_rows(self, hidden: Tensor, step: int) -> tuple[Tensor, list[range]]:
         """Draw one row for every request, shape (batch, channels), and say which codebooks it holds for each."""
-        uniform = uniforms(self.seeds, step, 1 + self.num_codebooks)
+        uniform = self.uniforms.at(step)
         text = self._text(hidden, uniform[:, 0], step)
         drawn = [turn.advance(token) for turn, token in zip(self.active, text, strict=True)]
         codes = self._codes(hidden, uniform[:, 1:], drawn)
@@ -182,7 +182,8 @@ class _Batch:
             return None
         self.active = [self.active[place] for place in places]
         kept = torch.tensor(places, dtype=torch.long, device=self.device)
-        self.chosen, self.seeds = self.chosen[kept], self.seeds[kept]
+        self.chosen = self.chosen[kept]
+        self.uniforms.keep(kept)
         if self.seen is not None and not self.reference:
             self.seen.keep(kept)
         return kept
@@ -215,34 +216,33 @@ class _Batch:
 
     def _words(self, hidden: Tensor, uniform: Tensor, step: int) -> list[int]:
         """Outside audio: anything but what belongs inside; the turn cannot end before a frame could be complete."""
-        illegal = [*self.outside, self.im_end] if step <= self.num_codebooks else self.outside
-        logits = self.model.channel_logits(hidden, 0).float()
-        logits[:, illegal] = float("-inf")
+        illegal = self.illegal_at_first if step <= self.num_codebooks else self.illegal
+        logits = self.model.channel_logits(hidden, 0).float().index_fill_(1, illegal, float("-inf"))
         tokens: list[int] = sample(logits, self.config.text, uniform).tolist()
         return tokens
 
     def _codes(self, hidden: Tensor, uniform: Tensor, drawn: Sequence[range]) -> Tensor:
         """A code for every codebook of the row, the pad code where there is none, shape (batch, codebooks)."""
-        codes = torch.full((len(hidden), self.num_codebooks), self.size, device=self.device)
         some = [codebooks for codebooks in drawn if len(codebooks)]
         if not some:
-            return codes
+            return torch.full((len(hidden), self.num_codebooks), self.size, device=self.device)
         start, end = min(codebooks.start for codebooks in some), max(codebooks.stop for codebooks in some)
         logits = self.model.code_logits(hidden)[:, start:end].float()
         seen = None if self.seen is None else self._penalised(self.seen.mask)[:, start:end]
-        temperatures = None if self.temperatures is None else self.temperatures[start:end]
-        codes[:, start:end] = sample(logits, self.config.audio, uniform[:, start:end], seen, temperatures)
+        codes = self.sampler.sample(logits, uniform[:, start:end], seen, start)
+        if len(codes[0]) < self.num_codebooks:
+            codes = functional.pad(codes, (start, self.num_codebooks - end), value=self.size)
         if any(codebooks != range(start, end) for codebooks in drawn):
             held = [[k in codebooks for k in range(self.num_codebooks)] for codebooks in drawn]
             codes = torch.where(torch.tensor(held, device=self.device), codes, self.size)
         return codes
 
     def _seen(self) -> SeenCodes:
-        codes, window = self.prompt[..., 1:], self.config.audio.penalty_window
+        codes = self.prompt[..., 1:]
         if not self.reference:
-            return SeenCodes(codes, self.size, window, self.mask)
-        # The published loop pools all samples, those that have ended included.
-        return SeenCodes(codes.reshape(1, -1, self.num_codebooks), self.size)
+            return SeenCodes(codes, self.size, self.sampler.windows, self.mask)
+        # The published loop pools all samples, those that have ended included, and knows no window.
+        return SeenCodes(codes.reshape(1, -1, self.num_codebooks), self.size, [0] * self.num_codebooks)
 
     def _penalised(self, seen: Tensor) -> Tensor:
         """The published history: codebook 0 over all samples; the others over all samples and each other."""

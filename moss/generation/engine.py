@@ -116,7 +116,7 @@ class Engine:
             "codes": None,
             "frames": 0,
             "sampling_rate_hz": self.tokenizer.spec.sampling_rate_hz,
-            "seed": request_seed(self.config.seed, request),
+            "seed": request_seed(self.config.seed, request, plain=self.model.model.config.architecture == "realtime"),
             "sampler": to_plain(self.config),
             "stop_reason": None,
             "seconds": 0.0,

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -17,9 +18,9 @@ from moss.data.text_tokenizer import TextTokenizer, build_text_tokenizer
 from moss.errors import CheckpointError, GenerationError
 from moss.generation.presets import preset, with_overrides
 from moss.generation.speech_model import SpeechModel
-from moss.model.checkpoint import CARD_FILE, TOKENIZER_FILE, ModelCard, load_generator
+from moss.model.checkpoint import CARD_FILE, TOKENIZER_FILE, ModelCard, is_published, load_generator
 from moss.model.decoder import choose_attention
-from moss.model.hf_map import CONFIG_FILE
+from moss.model.hf_map import CONFIG_FILE, architecture_of, read_config
 from moss.model.interface import Generator
 from moss.sequence.layout import build_layout
 from moss.tokenizer.build import build_tokenizer
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 E = TypeVar("E", Member, Template, Attention, Offload)
 
+_SHARED_CODEBOOKS = 16
+"""Of MOSS-TTSD, VoiceGenerator and SoundEffect alike."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -48,7 +51,8 @@ def load_speech_model(
     """Load a generator; `moss.load` is this function and describes the arguments.
 
     Raises:
-        CheckpointError: No checkpoint, a damaged one, or tokenizers other than those it was trained with.
+        CheckpointError: No checkpoint, a damaged one, tokenizers other than those it was trained with, or a published
+            Delay folder of 16 codebooks without `member`.
         GenerationError: The device, dtype or attention cannot be used, or an unknown member or template.
     """
     folder = newest_checkpoint(Path(path))
@@ -58,6 +62,7 @@ def load_speech_model(
     is_offloaded = _choice(Offload, "offload", offload) is Offload.cpu
     wanted_attention = _choice(Attention, "attention", attention) or Attention.auto
     chosen_attention = choose_attention(wanted_attention, target, chosen_dtype)
+    _check_member(folder, kinds[0])
     place = torch.device("cpu") if is_offloaded else target
     model, card = load_generator(folder, dtype=chosen_dtype, device=place, member=kinds[0], template=kinds[1])
     card = _as_wanted(model, card, folder, *kinds)
@@ -66,16 +71,11 @@ def load_speech_model(
     if is_offloaded:
         move_all_but_layers(model, target)
     model.fuse_()
-    logger.info(
-        "%s: %s/%s on %s, %s, attention %s, offload %s, audio tokenizer %s",
-        folder,
-        card.model.architecture,
-        card.model.member.value,
-        target,
-        str(chosen_dtype).removeprefix("torch."),
-        chosen_attention.value,
-        offload,
-        "none (codes only)" if audio is None else audio.fingerprint,
+    # Scripts seldom configure logging, and what was chosen decides speed and sound.
+    sys.stderr.write(
+        f"moss: {_title(folder)} {card.model.architecture} on {target}, {str(chosen_dtype).removeprefix('torch.')}, "
+        f"attention {chosen_attention.value}, offload {offload}, member {card.model.member.value}, "
+        f"audio tokenizer {'none (codes only)' if audio is None else audio.fingerprint}\n"
     )
     config = with_overrides(preset(model.config), model.config, attention=attention, offload=offload)
     layout = build_layout(model.config, text.encode)
@@ -123,6 +123,29 @@ def move_all_but_layers(model: Generator, device: torch.device) -> None:
         model.backbone.layers = layers
 
 
+def _title(folder: Path) -> str:
+    """A checkpoint by its folder's name; one of a run also by the run's."""
+    path = folder.resolve()
+    return f"{path.parent.parent.name}/{path.name}" if path.parent.name == "checkpoints" else path.name
+
+
+def _check_member(folder: Path, member: Member | None) -> None:
+    """Refuse to guess what a published checkpoint was trained to do where several have its shape.
+
+    Raises:
+        CheckpointError: Lists the choices.
+    """
+    if member is not None or not is_published(folder):
+        return
+    published, _ = read_config(folder)
+    if published.get("n_vq") == _SHARED_CODEBOOKS and architecture_of(published) == "delay":
+        raise CheckpointError(
+            f"{folder}: a published Delay checkpoint of {_SHARED_CODEBOOKS} codebooks may be any of several "
+            "members, its files do not say which, and with another one's prompt it speaks gibberish; give "
+            'member="ttsd" | "voice_generator" | "sound_effect" | "tts"'
+        )
+
+
 def _as_wanted(
     model: Generator, card: ModelCard, folder: Path, member: Member | None, template: Template | None
 ) -> ModelCard:
@@ -156,7 +179,8 @@ def _text_tokenizer(folder: Path, card: ModelCard, wanted: Path | str | None) ->
     made = build_text_tokenizer(config)
     if card.text_fingerprint not in (None, made.fingerprint):
         raise CheckpointError(
-            f"{folder}: trained with text tokenizer {card.text_fingerprint}, this program has {made.fingerprint}"
+            f"{folder}: trained with text tokenizer {card.text_fingerprint}, this program has {made.fingerprint}; give "
+            f"the model's own {TOKENIZER_FILE} as `text_tokenizer=`, or leave it out if you gave another one"
         )
     if made.vocab_size > card.model.vocab_size and config.kind is not TextTokenizerKind.qwen:
         raise CheckpointError(

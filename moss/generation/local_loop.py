@@ -30,7 +30,7 @@ from moss.generation.loop import (
     seed_tensor,
 )
 from moss.generation.runaway import is_runaway
-from moss.generation.sampling import SeenCodes, sample, uniforms
+from moss.generation.sampling import SeenCodes, Uniforms, sample
 from moss.generation.segments import AudioSegment
 from moss.model.decoder import BackboneDecoder
 from moss.model.interface import Frame
@@ -95,22 +95,24 @@ class _Batch:
             self.rows[..., 1 + self.num_codebooks :] = 0
         self.active = list(self.turns)
         self.chosen = torch.arange(len(prompts), device=self.device)
-        self.seeds = seed_tensor(seeds, self.device)
         self.samplers = codebook_samplers(config, self.num_codebooks)
+        self.uniforms = Uniforms(seed_tensor(seeds, self.device), 1 + self.num_codebooks, [config.text, *self.samplers])
         greedy = all(sampler.temperature <= 0 for sampler in self.samplers)
-        penalised = config.audio.repetition_penalty != 1.0 and not (self.garbage and greedy)
-        self.seen = self._seen() if penalised else None
+        penalised = any(sampler.repetition_penalty != 1.0 for sampler in self.samplers)
+        self.seen = self._seen() if penalised and not (self.garbage and greedy) else None
+        self.candidates = torch.tensor([self.slot, self.end], device=self.device)
 
     def speak(self, hidden: Tensor, step: int) -> Tensor | None:
         """One frame for every request: its text id and codes, shape (batch, 1 + codebooks); None if all have ended."""
-        uniform = uniforms(self.seeds, step, 1 + self.num_codebooks)
-        frame, text, choices = self._choose(hidden, uniform[:, 0])
+        uniform = self.uniforms.at(step)
+        frame, text, chosen = self._choose(hidden, uniform[:, 0])
+        choices: list[int] = chosen.tolist()
         for turn, choice in zip(self.active, choices, strict=True):
             self._take(turn, choice)
         held = [place for place, turn in enumerate(self.active) if self.holds_codes(turn)]
         if not held:
             return None
-        frame.feed(0, text if self.first_version else torch.tensor(choices, device=self.device))
+        frame.feed(0, text if self.first_version else chosen)
         codes = []
         for codebook, sampler in enumerate(self.samplers):
             logits = frame.logits(codebook + 1)[:, : self.size].float()
@@ -119,8 +121,8 @@ class _Batch:
             frame.feed(codebook + 1, ids)
             codes.append(ids)
         row = torch.stack([text, *codes], dim=1)
-        chosen, new = (self.chosen, row) if len(held) == len(row) else (self.chosen[held], row[held])
-        self.rows[chosen, step, : 1 + self.num_codebooks] = new
+        places, new = (self.chosen, row) if len(held) == len(row) else (self.chosen[held], row[held])
+        self.rows[places, step, : 1 + self.num_codebooks] = new
         if self.seen is not None:
             self.seen.add(row[:, None, 1:])
         return row
@@ -136,25 +138,25 @@ class _Batch:
             return None
         self.active = [self.active[place] for place in places]
         kept = torch.tensor(places, dtype=torch.long, device=self.device)
-        self.chosen, self.seeds = self.chosen[kept], self.seeds[kept]
+        self.chosen = self.chosen[kept]
+        self.uniforms.keep(kept)
         if self.seen is not None:
             self.seen.keep(kept)
         return kept
 
-    def _choose(self, hidden: Tensor, uniform: Tensor) -> tuple[Frame, Tensor, list[int]]:
-        """Start the frame and draw its text id; the host needs to know whether it goes on."""
+    def _choose(self, hidden: Tensor, uniform: Tensor) -> tuple[Frame, Tensor, Tensor]:
+        """Start the frame, draw its text id and say which choice that is."""
         if not isinstance(self.model, LocalModel):
             frame = self.model.begin_frame(hidden, self.num_codebooks)
             choice = sample(frame.logits(0).float(), self.config.text, uniform)
-            return frame, torch.full_like(choice, self.slot), choice.tolist()
+            return frame, torch.full_like(choice, self.slot), choice
         if self.reference:
             frame = self.model.begin_frame(hidden, self.num_codebooks)
             text = sample(frame.logits(0).float(), self.config.text, uniform)
-            return frame, text, (text == self.end).long().tolist()
-        candidates = [self.slot, self.end]
-        frame = self.model.begin_frame(hidden, self.num_codebooks, text_ids=candidates)
+            return frame, text, (text == self.end).long()
+        frame = self.model.begin_frame(hidden, self.num_codebooks, text_ids=[self.slot, self.end])
         choice = sample(frame.logits(0).float(), self.config.text, uniform)
-        return frame, torch.tensor(candidates, device=self.device)[choice], choice.tolist()
+        return frame, self.candidates[choice], choice
 
     def _take(self, turn: _Turn, choice: int) -> None:
         """Count a frame or an end."""
@@ -178,7 +180,7 @@ class _Batch:
             turns = torch.tensor([codes.shape[1] - held for held in self._held()], device=self.device)
             # Published: generated frames only.
             mask = torch.zeros_like(mask) if self.reference else places >= turns.unsqueeze(1)
-        return SeenCodes(codes, self.size, self.config.audio.penalty_window, mask)
+        return SeenCodes(codes, self.size, [sampler.penalty_window for sampler in self.samplers], mask)
 
     def _held(self) -> list[int]:
         """Rows of each turn that stand in its prompt."""

@@ -1,7 +1,7 @@
 """From prompts to codes: one entry for every architecture's decode loop, and what the loops have in common."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, cast
 
@@ -145,14 +145,13 @@ def codebook_samplers(config: GenerationConfig, num_codebooks: int) -> list[Samp
     """The sampler of each codebook.
 
     Raises:
-        GenerationError: `codebook_temperatures` of another length.
+        GenerationError: `codebooks` of another length.
     """
-    temperatures = config.codebook_temperatures
-    if temperatures is None:
+    if config.codebooks is None:
         return [config.audio] * num_codebooks
-    if len(temperatures) != num_codebooks:
+    if len(config.codebooks) != num_codebooks:
         raise GenerationError(
-            f"codebook_temperatures: expected {num_codebooks} numbers, one for each codebook that is spoken, got "
-            f"{len(temperatures)}"
+            f"codebooks: expected {num_codebooks} samplers, one for each codebook that is spoken, got "
+            f"{len(config.codebooks)}"
         )
-    return [replace(config.audio, temperature=temperature) for temperature in temperatures]
+    return list(config.codebooks)

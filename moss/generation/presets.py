@@ -8,13 +8,15 @@ from moss.config.schema import build, to_plain
 from moss.errors import GenerationError
 
 _SAMPLER = ("temperature", "top_k", "top_p", "repetition_penalty", "penalty_window")
-_NAMES = {name: ("audio", name) for name in _SAMPLER} | {f"text_{name}": ("text", name) for name in _SAMPLER}
+_TEXT_SAMPLER = ("temperature", "top_k", "top_p")
+"""No loop penalises text."""
+_NAMES = {name: ("audio", name) for name in _SAMPLER} | {f"text_{name}": ("text", name) for name in _TEXT_SAMPLER}
 _TOP = (
     "max_frames",
     "batch_size",
     "compatibility",
     "num_codebooks",
-    "codebook_temperatures",
+    "codebooks",
     "runaway_repeats",
     "attention",
     "offload",
@@ -44,11 +46,13 @@ def with_overrides(base: GenerationConfig, model: ModelConfig, **overrides: Any)
     for name, value in overrides.items():
         if value is None:
             continue
+        if name.startswith("text_") and name in _NAMES and model.architecture == "realtime":
+            raise GenerationError(f"{name}: a Realtime model is given its text and draws none; leave it out")
         if name in _NAMES:
             kind, field = _NAMES[name]
             values[kind][field] = value
         elif name in _TOP:
-            values[name] = value
+            values[name] = to_plain(value)
         else:
             raise GenerationError(f"unknown setting {name!r}; expected one of {', '.join(OVERRIDES)}")
     config = build(GenerationConfig, values)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from moss.config.generation import Compatibility
 from moss.config.model import Member, ModelConfig, RealtimeModelConfig
 from moss.errors import GenerationError
 from moss.generation.delay_loop import new_positions
@@ -12,12 +13,19 @@ from moss.generation.realtime_loop import RealtimePrompt
 from moss.generation.references import ClipReader
 from moss.generation.requests import Request
 from moss.sequence.dialogue import dialogue_text, merge_speakers
-from moss.sequence.layout import Layout
+from moss.sequence.layout import Layout, LocalV15Layout, RealtimeLayout
 from moss.sequence.members import member_prompt
 from moss.sequence.prompt import Conversation, PromptMode, Turn
+from moss.sequence.templates import TEMPLATES
 
 PUBLISHED_FRAMES_PER_S = 12.5
 """Of every published audio tokenizer; used where a model was loaded without one."""
+REALTIME_FIELDS = ("text", "reference", "prefix", "prompt_text", "seed", "id", "max_chars")
+"""What a request to a Realtime model may have; references may hold the one voice."""
+_NOT_REALTIME = (
+    *("language", "tokens", "duration_s", "instruction", "ambient_sound", "sound_event", "quality", "scene"),
+    "prompt_texts",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +36,32 @@ class PromptBuilder:
         config: Of the model.
         layout: Of the model, with its text tokenizer.
         clips: Reads references.
+        reference: Normalise text as the published code does where it is wrong.
     """
 
     config: ModelConfig
     layout: Layout
     clips: ClipReader
+    reference: bool = False
+
+    def following(self, compatibility: Compatibility) -> "PromptBuilder":
+        """The builder of the same model that lays out and normalises as `compatibility` asks for."""
+        if compatibility is Compatibility.none:
+            return self
+        layout = self.layout
+        # Those of Delay and Local v1 have nothing to reproduce.
+        if isinstance(layout, LocalV15Layout | RealtimeLayout):
+            layout = replace(layout, reference=True)
+        return replace(self, layout=layout, reference=True)
 
     def resolve(self, request: Request) -> Request:
         """The same request with codes in place of clips, frames in place of seconds, and the words of its prefix.
 
         Raises:
-            GenerationError: Fields that contradict each other, or a clip that cannot be used.
+            GenerationError: Fields that contradict each other or would be ignored, or a clip that cannot be used.
             DataError: A recording that cannot be read.
         """
+        self._check_fields(request)
         if request.reference is not None and request.references is not None:
             raise GenerationError("reference and references are both given; give one clip, or one for each speaker")
         given = [request.reference] if request.reference is not None else request.references
@@ -65,7 +86,7 @@ class PromptBuilder:
 
         Raises:
             DataError: Fields that the model's member does not allow.
-            GenerationError: Fields that the architecture does not have.
+            GenerationError: A Realtime request without words, or with several voices.
         """
         prefix = request.prefix
         assert prefix is None or isinstance(prefix, Tensor)
@@ -88,6 +109,7 @@ class PromptBuilder:
             sound_event=request.sound_event,
             quality=request.quality,
             scene=request.scene,
+            reference=self.reference,
         )
         if prefix is None:
             return self.layout.conversation(user)
@@ -120,9 +142,6 @@ class PromptBuilder:
 
     def _turn(self, config: RealtimeModelConfig, request: Request, prefix: Tensor | None) -> RealtimePrompt:
         """One spoken turn; a prefix is the assistant's turn before it."""
-        for name in ("instruction", "ambient_sound", "sound_event", "quality", "scene", "tokens"):
-            if getattr(request, name) is not None:
-                raise GenerationError(f"{name}: Realtime models have no such field; leave it out")
         references = request.references or [None]
         if len(references) > 1:
             raise GenerationError(f"references: Realtime models speak with one voice, got {len(references)} clips")
@@ -136,6 +155,24 @@ class PromptBuilder:
         assert voice is None or isinstance(voice, Tensor)
         rows = self.layout.conversation(Conversation(reference=voice, turns=turns))
         return RealtimePrompt(rows=rows, text_ids=ids)
+
+    def _check_fields(self, request: Request) -> None:
+        """Refuse what would be ignored."""
+        if isinstance(self.config, RealtimeModelConfig):
+            for name in _NOT_REALTIME:
+                # The language of a corpus' sentence describes the recording that it is compared with.
+                if getattr(request, name) in (None, "") or (name == "language" and request.target is not None):
+                    continue
+                raise GenerationError(
+                    f"{name}: a Realtime model has no such field; leave it out, it takes {', '.join(REALTIME_FIELDS)}"
+                )
+        elif not TEMPLATES[self.config.template].has("tokens"):
+            for name in ("tokens", "duration_s"):
+                if getattr(request, name) is not None:
+                    raise GenerationError(
+                        f"{name}: the prompt format {self.config.template.value} has no place for a length, so it "
+                        "would be ignored; leave it out (the text decides), or write a shorter or longer text"
+                    )
 
     def _prefix(self, request: Request) -> tuple[Tensor | None, str | None]:
         """Codes of what is to be carried on, and its words."""

@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,16 +56,20 @@ class Timings:
         latencies_s: Time that each frame took to compute.
         first_frame_s: From the first word to the first frame, pauses included.
         total_s: From the first word to the last frame.
+        decodings_s: Time that turning each frame into sound took; empty without an audio tokenizer.
+        audio: The sound, shape (samples,); None likewise.
     """
 
     codes: Tensor
     latencies_s: list[float]
     first_frame_s: float
     total_s: float
+    decodings_s: list[float] = field(default_factory=list)
+    audio: Tensor | None = None
 
 
 def feed_words(session: "RealtimeSession", text: str, word_delay_s: float = 0.0) -> Timings:
-    """Speak one turn, its text fed one word at a time and every frame taken as soon as it exists.
+    """Speak one turn, its text fed one word at a time and every frame taken, and heard, as soon as it exists.
 
     Raises:
         GenerationError: The text is empty, or the model ends before its first frame.
@@ -74,6 +78,8 @@ def feed_words(session: "RealtimeSession", text: str, word_delay_s: float = 0.0)
     if not words:
         raise GenerationError("--text is empty; give at least one word")
     latencies_s: list[float] = []
+    decodings_s: list[float] = []
+    waves: list[Tensor] = []
     session.begin_turn()
     started_s = time.perf_counter()
     first_frame_s = 0.0
@@ -89,6 +95,11 @@ def feed_words(session: "RealtimeSession", text: str, word_delay_s: float = 0.0)
             first_frame_s = first_frame_s or now_s - started_s
             latencies_s.append(now_s - before_s)
             before_s = now_s
+            if session.has_audio:
+                # A frame that exists is decoded, no other one is made.
+                waves += itertools.islice(session.audio(), 1)
+                before_s = time.perf_counter()
+                decodings_s.append(before_s - now_s)
     if not latencies_s:
         raise GenerationError("the model ended its turn before the first frame; try another --seed or --text")
     return Timings(
@@ -96,6 +107,8 @@ def feed_words(session: "RealtimeSession", text: str, word_delay_s: float = 0.0)
         latencies_s=latencies_s,
         first_frame_s=first_frame_s,
         total_s=time.perf_counter() - started_s,
+        decodings_s=decodings_s,
+        audio=torch.cat(waves) if waves else None,
     )
 
 
@@ -104,7 +117,7 @@ def warm_up(session: "RealtimeSession") -> None:
     session.begin_turn()
     session.push_text("one two three")
     session.end_text()
-    for _ in itertools.islice(session.frames(), 10):
+    for _ in itertools.islice(session.audio() if session.has_audio else session.frames(), 10):
         pass
     session.reset()
 
@@ -112,14 +125,27 @@ def warm_up(session: "RealtimeSession") -> None:
 def report(timings: Timings, frame_s: float, stop_reason: str) -> str:
     """The measurements in words."""
     latencies_s = torch.tensor(timings.latencies_s)
-    p50, p95 = (1000 * float(latencies_s.quantile(share)) for share in (0.5, 0.95))
+    p50, p95 = _quantiles_ms(timings.latencies_s)
     computing_s, audio_s = float(latencies_s.sum()), len(latencies_s) * frame_s
+    decoding = ""
+    if timings.decodings_s:
+        decoding_p50, decoding_p95 = _quantiles_ms(timings.decodings_s)
+        both = (computing_s + sum(timings.decodings_s)) / audio_s
+        decoding = (
+            f"decoding a frame to sound p50 {decoding_p50:.1f} ms, p95 {decoding_p95:.1f} ms; real-time factor with it "
+            f"{both:.3f}\n"
+        )
     return (
         f"{len(latencies_s)} frames, {audio_s:.1f} s of audio, stop reason {stop_reason}\n"
         f"first frame after {1000 * timings.first_frame_s:.1f} ms (computing {1000 * timings.latencies_s[0]:.1f} ms)\n"
         f"per frame p50 {p50:.1f} ms, p95 {p95:.1f} ms; a frame lasts {1000 * frame_s:.0f} ms\n"
-        f"real-time factor {computing_s / audio_s:.3f} (computing over audio; below 1 keeps up)\n"
+        f"real-time factor {computing_s / audio_s:.3f} (computing over audio; below 1 keeps up)\n" + decoding
     )
+
+
+def _quantiles_ms(times_s: Sequence[float]) -> list[float]:
+    """The median and the 95th percentile."""
+    return [1000 * float(torch.tensor(times_s).quantile(share)) for share in (0.5, 0.95)]
 
 
 def random_session(max_frames: int, seed: int, device: str) -> "RealtimeSession":
@@ -177,7 +203,9 @@ def main(arguments: Sequence[str]) -> None:
     sys.stdout.write(report(timings, frame_s, str(session.stop_reason)))
     if options.output is not None:
         assert tokenizer is not None
-        write_wav(options.output, tokenizer.decode([timings.codes])[0], tokenizer.spec.sampling_rate_hz)
+        # As it was heard, a frame at a time.
+        assert timings.audio is not None
+        write_wav(options.output, timings.audio, tokenizer.spec.sampling_rate_hz)
         sys.stdout.write(f"{options.output}\n")
 
 

@@ -119,9 +119,10 @@ class FrameSampler:
         self._seeds = seed_tensor(seeds, device)
         self._step = 0
         self._seen: SeenCodes | None = None
-        if config.audio.repetition_penalty != 1.0:
+        if any(sampler.repetition_penalty != 1.0 for sampler in self._samplers):
             nothing = torch.empty(len(seeds), 0, count, dtype=torch.long, device=device)
-            self._seen = SeenCodes(nothing, model.config.eos_code + 1, config.audio.penalty_window)
+            windows = [sampler.penalty_window for sampler in self._samplers]
+            self._seen = SeenCodes(nothing, model.config.eos_code + 1, windows)
 
     @torch.inference_mode()
     def draw(self, hidden: Tensor) -> Tensor:

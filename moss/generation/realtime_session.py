@@ -6,7 +6,6 @@ Differs: text is cut only where its ids cannot change any more, so that frames d
 `text_lead` tokens are read before the first frame even if more are waiting; what `realtime_loop` says.
 """
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,8 @@ from moss.generation.realtime_loop import (
     warn_unspoken,
 )
 from moss.generation.realtime_text import TextPieces
+from moss.generation.requests import turn_seed
+from moss.generation.streaming import default_past_frames
 from moss.model.decoder import BackboneDecoder
 from moss.model.realtime import RealtimeModel
 from moss.sequence.layout_realtime import RealtimeLayout
@@ -56,14 +57,6 @@ class _Turn:
     cancelled: bool = False
 
 
-def turn_seed(seed: int, turn: int) -> int:
-    """The seed of a session's turn; the first turn has the session's own, so that it equals an offline call's."""
-    if turn == 0:
-        return seed
-    digest = hashlib.sha256(f"{seed}\x1f{turn}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
 def _until_none(make: Callable[[], Tensor | None]) -> Iterator[Tensor]:
     while (made := make()) is not None:
         yield made
@@ -88,9 +81,8 @@ class RealtimeSession:
         config: Sampler of the codebooks, limits of one turn, compatibility; None takes the recommended ones.
         seed: Decides the draws of every turn.
         tokenizer: Audio tokenizer, needed by `audio` only.
-        past_frames: How many earlier frames of the turn `audio` decodes along with a new one; None decodes all of
-            them, which is exact for any causal tokenizer and costs more with every frame. A causal tokenizer stays
-            exact if the number covers what it can see.
+        past_frames: How many earlier frames of the turn `audio` decodes along with a new one. A causal tokenizer is
+            exact if they cover what it can see. None takes what `streaming.default_past_frames` says, at most 125.
         future_frames: How many frames `audio` waits for before it gives one out; for tokenizers that are not causal.
     """
 
@@ -111,7 +103,10 @@ class RealtimeSession:
         self._model, self._reference_codes = model, reference_codes
         self._layout = replace(layout, reference=layout.reference or reference)
         self._seed, self._tokenizer = seed, tokenizer
-        self._past, self._future = past_frames, future_frames
+        self._future = future_frames
+        self._past = past_frames
+        if past_frames is None and tokenizer is not None:
+            self._past = default_past_frames(tokenizer)
         self._device = next(model.parameters()).device
         capacity = min(1024, model.config.max_positions)
         self._decoder = BackboneDecoder(
@@ -125,6 +120,11 @@ class RealtimeSession:
         self._rows: list[Tensor] = []
         self._turn: _Turn | None = None
         self._num_turns, self._is_first = 0, True
+
+    @property
+    def has_audio(self) -> bool:
+        """Whether `audio` can be used."""
+        return self._tokenizer is not None
 
     @property
     def num_positions(self) -> int:

@@ -24,7 +24,8 @@ SILENCE_PEAK = 1e-3
 """Clips that stay below -60 dBFS have no voice."""
 
 Reference = str | Path | Tensor | tuple[Tensor, int] | Speech
-"""A recording's path or an earlier generation's id; codes (frames, codebooks); (waveform, rate in Hz); a generation.
+"""A recording's path or the id of an earlier generation of any model; codes (frames, codebooks); (waveform, rate in
+Hz); a generation.
 
 A waveform has shape (samples,) or (channels, samples)."""
 
@@ -40,6 +41,7 @@ class ClipReader:
         max_frames: Longest clip that the model has room for.
         normalise: Bring clips to the loudness that the model was trained with.
         find: The earlier generation of an id, or None.
+        fingerprint: Of the tokenizer whose codes the model learnt, where there is no tokenizer; None if unknown.
     """
 
     tokenizer: AudioTokenizer | None
@@ -48,6 +50,7 @@ class ClipReader:
     max_frames: int
     normalise: bool
     find: Callable[[str], Speech | None]
+    fingerprint: str | None = None
 
     def speech(self, reference: Reference) -> Speech | None:
         """The earlier generation that is meant, if one is."""
@@ -108,7 +111,10 @@ class ClipReader:
                 "with speech"
             )
         if not np.isfinite(samples).all():
-            raise GenerationError(f"reference {name}: holds samples that are not finite (NaN or infinity)")
+            raise GenerationError(
+                f"reference {name}: holds samples that are not finite (NaN or infinity); decode the recording again, "
+                "or cut these samples out"
+            )
         if channels > 1 or rate_hz != wanted_hz:
             logger.info("reference %s: %d Hz, %d channels, converted to %d Hz mono", name, rate_hz, channels, wanted_hz)
         mono = np.ascontiguousarray(samples.mean(axis=1, dtype=np.float32))
@@ -137,7 +143,8 @@ class ClipReader:
         assert isinstance(reference, str | Path)
         if isinstance(reference, str) and not Path(reference).exists():
             raise GenerationError(
-                f"reference {reference!r}: no such file, and no earlier generation of this model has that id"
+                f"reference {reference!r}: no such file, and none of the latest generations of this process has that "
+                "id; give the recording's path, or the Speech itself"
             )
         return read_audio(reference)
 
@@ -147,15 +154,24 @@ class ClipReader:
         if speech is not None:
             if speech.error is not None:
                 raise GenerationError(f"reference {speech.id!r}: that generation failed: {speech.error}")
-            known = speech.tokenizer is not None and self.tokenizer is not None
-            foreign = known and speech.tokenizer.fingerprint != self.tokenizer.fingerprint  # type: ignore[union-attr]
+            can_hear = speech.tokenizer is not None and self.tokenizer is not None
+            theirs, own = speech.fingerprint, self._own_fingerprint()
+            foreign = theirs is not None and own is not None and theirs != own
             # Codes mean something to their own tokenizer only: what another one spoke is heard and encoded again.
-            if foreign or (known and speech.num_codebooks < self.num_codebooks):
+            if can_hear and (foreign or speech.num_codebooks < self.num_codebooks):
                 return None
+            if foreign:
+                raise GenerationError(
+                    f"reference {speech.id!r}: has codes of tokenizer {theirs}, the model speaks those of {own}; load "
+                    "both models with `tokenizer=`, so that the sound can be encoded again, and keep both"
+                )
             return self._checked_codes(speech.codes, repr(speech.id))
         if isinstance(reference, Tensor) and reference.dim() == 2 and _is_whole(reference):
             return self._checked_codes(reference, _name(reference))
         return None
+
+    def _own_fingerprint(self) -> str | None:
+        return self.fingerprint if self.tokenizer is None else self.tokenizer.fingerprint
 
     def _checked_codes(self, codes: Tensor, name: str) -> Tensor:
         frames, width = codes.shape

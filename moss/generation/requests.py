@@ -233,11 +233,26 @@ def draw_requests(
     return requests
 
 
-def request_seed(run_seed: int, request: Request) -> int:
+def request_seed(run_seed: int, request: Request, *, plain: bool = False) -> int:
     """The seed of a request's own random stream; no other request has a say in it.
 
     A request with a seed of its own draws by that and its text, whatever it is called.
+
+    Args:
+        run_seed: Of requests that have none.
+        request: With its id and text.
+        plain: Realtime: a seed of its own is used as it is, because a conversation cannot know its text.
     """
+    if plain and request.seed is not None:
+        return request.seed
     own = f"{run_seed}\x1f{request.id}" if request.seed is None else f"{request.seed}\x1f"
     digest = hashlib.sha256(f"{own}\x1f{request.text}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def turn_seed(seed: int, turn: int) -> int:
+    """The seed of a session's turn; the first turn has the session's own, so that it equals an offline call's."""
+    if turn == 0:
+        return seed
+    digest = hashlib.sha256(f"{seed}\x1f{turn}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

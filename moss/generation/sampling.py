@@ -6,6 +6,10 @@ Source: MOSS-TTS moss_tts_delay/inference_utils.py @58b20a0 (filters and their o
 (the mixing function).
 """
 
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
@@ -13,6 +17,7 @@ from moss.config.generation import SamplerConfig
 
 _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_STEPS_AT_ONCE = 32
 
 
 def _mixed(x: Tensor) -> Tensor:
@@ -22,41 +27,76 @@ def _mixed(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
-def uniforms(seeds: Tensor, step: int, num_channels: int) -> Tensor:
+def uniforms(seeds: Tensor, step: int | Tensor, num_channels: int) -> Tensor:
     """Numbers in [0, 1) that are a hash of seed, step and channel.
 
     Args:
-        seeds: One a sample, int64, shape (batch,).
+        seeds: One a sample, int64, shape (batch,) or whatever broadcasts with the steps.
         step: Counter of the sample's own decoding.
         num_channels: Numbers for each sample.
 
     Returns:
-        fp32, multiples of 2**-24, shape (batch, channels).
+        fp32, multiples of 2**-24, shape (batch, channels), or (..., channels).
     """
     channels = torch.arange(1, num_channels + 1, device=seeds.device) * _GOLDEN
     keys = _mixed(_mixed(seeds + _GOLDEN) + step * 2 + 1)
-    bits = _mixed(keys.unsqueeze(1) + channels)
+    bits = _mixed(keys.unsqueeze(-1) + channels)
     return ((bits >> 40) & ((1 << 24) - 1)).float() * 2.0**-24
+
+
+class Uniforms:
+    """`uniforms` of a batch, step after step; hashed for many steps at once, as each call has its price.
+
+    Attributes:
+        seeds: Of the samples that go on.
+    """
+
+    def __init__(self, seeds: Tensor, num_channels: int, samplers: Iterable[SamplerConfig]) -> None:
+        """Begin with no step made.
+
+        Args:
+            seeds: One a sample, int64, shape (batch,).
+            num_channels: Numbers for each sample and step.
+            samplers: All that draw with them; where all are greedy nobody looks at them, and they are 0.
+        """
+        self.seeds, self._num_channels = seeds, num_channels
+        self._greedy = all(sampler.temperature <= 0 for sampler in samplers)
+        self._first, self._made = 0, torch.zeros(len(seeds), 0, num_channels, device=seeds.device)
+
+    def at(self, step: int) -> Tensor:
+        """Numbers of a step, fp32, shape (batch, channels)."""
+        if self._greedy:
+            return self._made.new_zeros(()).expand(len(self.seeds), self._num_channels)
+        if not self._first <= step < self._first + self._made.shape[1]:
+            steps = torch.arange(step, step + _STEPS_AT_ONCE, device=self.seeds.device)
+            self._first, self._made = step, uniforms(self.seeds.unsqueeze(1), steps, self._num_channels)
+        return self._made[:, step - self._first]
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some samples only."""
+        self.seeds, self._made = self.seeds[rows], self._made[rows]
 
 
 class SeenCodes:
     """Which codes each sample has had in each codebook: what the repetition penalty applies to."""
 
-    def __init__(self, codes: Tensor, size: int, window: int = 0, mask: Tensor | None = None) -> None:
+    def __init__(self, codes: Tensor, size: int, windows: Sequence[int], mask: Tensor | None = None) -> None:
         """Start from what stands in the prompt.
 
         Args:
             codes: Shape (batch, frames, codebooks); ids outside [0, size) are no codes and count for nothing.
             size: Ids of a codebook.
-            window: Only the last so many frames count; 0 counts all.
+            windows: Of each codebook: only the last so many frames count; 0 counts all.
             mask: Frames to leave out where False, shape (batch, frames).
         """
         batch, _, codebooks = codes.shape
-        codes = codes if mask is None else codes.masked_fill(~mask.unsqueeze(-1), size)
-        self._size, self._window = size, window
-        self._recent = codes[:, max(0, codes.shape[1] - window) :] if window else codes[:, :0]
-        empty = torch.zeros(batch, codebooks, size + 1, dtype=torch.bool, device=codes.device)
-        self._seen = self._marked(empty, self._recent if window else codes)
+        self._size, self._window = size, max(windows)
+        # Only where codebooks differ: how many of the kept frames count in each.
+        differ = len(set(windows)) > 1
+        self._windows = torch.tensor(list(windows), device=codes.device) if differ else None
+        self._recent = codes[:, :0]
+        self._seen = torch.zeros(batch, codebooks, size + 1, dtype=torch.bool, device=codes.device)
+        self.add(codes if mask is None else codes.masked_fill(~mask.unsqueeze(-1), size))
 
     @property
     def mask(self) -> Tensor:
@@ -65,19 +105,27 @@ class SeenCodes:
 
     def add(self, codes: Tensor) -> None:
         """Take new frames, shape (batch, frames, codebooks)."""
-        if self._window:
-            self._recent = torch.cat([self._recent, codes], dim=1)[:, -self._window :]
-            self._seen = self._marked(torch.zeros_like(self._seen), self._recent)
+        if not self._window:
+            self._mark(codes)
+            return
+        self._recent = recent = torch.cat([self._recent, codes], dim=1)[:, -self._window :]
+        if self._windows is None:
+            self._seen.zero_()
         else:
-            self._seen = self._marked(self._seen, codes)
+            unlimited = self._windows == 0
+            self._seen &= unlimited.unsqueeze(-1)
+            self._mark(codes.masked_fill(~unlimited, self._size))
+            age = torch.arange(recent.shape[1], 0, -1, device=codes.device).unsqueeze(-1)
+            recent = recent.masked_fill(age > self._windows, self._size)
+        self._mark(recent)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some samples only."""
         self._seen, self._recent = self._seen[rows], self._recent[rows]
 
-    def _marked(self, seen: Tensor, codes: Tensor) -> Tensor:
+    def _mark(self, codes: Tensor) -> None:
         valid = torch.where((codes < 0) | (codes > self._size), self._size, codes)
-        return seen.scatter(2, valid.transpose(1, 2), True)
+        self._seen.scatter_(2, valid.transpose(1, 2), True)
 
 
 def scale(logits: Tensor, temperature: float) -> Tensor:
@@ -186,3 +234,80 @@ def _drawn(scores: Tensor, config: SamplerConfig, uniform: Tensor) -> Tensor:
     if config.top_p < 1.0:
         ordered = ordered.masked_fill(_tail(ordered, config.top_p), float("-inf"))
     return ids.gather(-1, draw(ordered, uniform).unsqueeze(-1)).squeeze(-1)
+
+
+class ChannelSampler:
+    """Draws several channels at once: one pass for all that have the same filters and penalty.
+
+    Attributes:
+        penalised: Whether any channel looks at what was seen.
+        windows: Frames that count as seen, of each channel; see `SeenCodes`.
+    """
+
+    def __init__(self, samplers: Sequence[SamplerConfig], device: torch.device) -> None:
+        """Sort the channels by their settings.
+
+        Args:
+            samplers: One for each channel, in order.
+            device: Of the logits.
+        """
+        self.penalised = any(sampler.repetition_penalty != 1.0 for sampler in samplers)
+        self.windows = [sampler.penalty_window for sampler in samplers]
+        groups: dict[SamplerConfig, list[int]] = {}
+        for channel, sampler in enumerate(samplers):
+            # A pass can have several temperatures, and the windows have done their work before.
+            groups.setdefault(replace(sampler, temperature=1.0, penalty_window=0), []).append(channel)
+        self._passes = [_Pass.of(channels, samplers, device) for channels in groups.values()]
+
+    def sample(self, logits: Tensor, uniform: Tensor, seen: Tensor | None = None, first: int = 0) -> Tensor:
+        """Draw ids for a run of channels; see `sample`.
+
+        Args:
+            logits: Shape (batch, channels, ids).
+            uniform: Shape (batch, channels).
+            seen: Shape (batch or 1, channels, ids).
+            first: Channel with which the run begins.
+
+        Returns:
+            Shape (batch, channels).
+        """
+        count = logits.shape[1]
+        if len(self._passes) == 1:
+            return self._passes[0].sample(logits, uniform, seen, first, first + count)
+        ids = torch.empty_like(uniform, dtype=torch.long)
+        for one in self._passes:
+            start, end = bisect_left(one.channels, first), bisect_left(one.channels, first + count)
+            if start < end:
+                places = one.places[start:end] - first
+                history = None if seen is None else seen[:, places]
+                ids[:, places] = one.sample(logits[:, places], uniform[:, places], history, start, end)
+        return ids
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """Channels of equal settings but for their temperature.
+
+    Attributes:
+        config: What they have in common, the temperature included unless `temperatures` says otherwise.
+        channels: Their numbers, rising.
+        places: The same on the device.
+        temperatures: One for each, where they differ.
+    """
+
+    config: SamplerConfig
+    channels: list[int]
+    places: Tensor
+    temperatures: Tensor | None
+
+    @classmethod
+    def of(cls, channels: list[int], samplers: Sequence[SamplerConfig], device: torch.device) -> "_Pass":
+        """Some of all channels."""
+        own = [samplers[channel].temperature for channel in channels]
+        temperatures = torch.tensor(own, device=device) if len(set(own)) > 1 else None
+        return cls(samplers[channels[0]], channels, torch.tensor(channels, device=device), temperatures)
+
+    def sample(self, logits: Tensor, uniform: Tensor, seen: Tensor | None, start: int, end: int) -> Tensor:
+        """Draw the channels from the `start`-th to the `end`-th of this pass."""
+        temperatures = None if self.temperatures is None else self.temperatures[start:end]
+        return sample(logits, self.config, uniform, seen, temperatures)

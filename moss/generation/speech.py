@@ -47,13 +47,14 @@ class Speech:
     """One generation; may be given as the reference or prefix of another one.
 
     Attributes:
-        id: Under which the model that made it finds it again.
+        id: Under which every model of the process finds it again.
         text: The words that were asked for, None for a sound effect.
         segments: The audio blocks, with the frames that the prompt gave.
         stop_reason: `end`, `max_frames`, `runaway` or `cancelled`; None where nothing was made.
         seed: The one given, or the run's.
         num_codebooks: Codebooks of a frame.
         tokenizer: Turns codes into sound; None if the model was loaded without one.
+        tokenizer_fingerprint: Says whose codes these are where there is no tokenizer; None if nothing does.
         error: Why there is no speech; only in batches.
         parts: The pieces of a long text; empty if it was spoken in one go.
         elapsed_s: Time that making the codes took, shared equally within a batch.
@@ -66,6 +67,7 @@ class Speech:
     seed: int
     num_codebooks: int
     tokenizer: AudioTokenizer | None = None
+    tokenizer_fingerprint: str | None = None
     error: str | None = None
     parts: tuple[SpeechPart, ...] = ()
     elapsed_s: float = 0.0
@@ -94,6 +96,11 @@ class Speech:
             for wave, part in zip(waves, self.segments, strict=True)
         ]
         return torch.cat(cut, dim=-1) if len(cut) > 1 else cut[0]
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the tokenizer whose codes these are; None if that is unknown."""
+        return self.tokenizer_fingerprint if self.tokenizer is None else self.tokenizer.fingerprint
 
     @property
     def sampling_rate_hz(self) -> int:

@@ -1,8 +1,8 @@
 """A loaded generator: text in, speech out. What `moss.load` returns."""
 
+import itertools
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +14,14 @@ from torch import Tensor
 from moss.config.generation import Compatibility, GenerationConfig
 from moss.data.progress import track
 from moss.errors import GenerationError, MossError
-from moss.generation.long_generation import TAIL_S, fitting_parts, speak_parts
+from moss.generation.history import GENERATIONS
+from moss.generation.long_generation import TAIL_S, FrameLimit, fitting_parts, speak_parts
 from moss.generation.loop import Generated, OnFrames, ShouldStop, StopReason, generate
 from moss.generation.presets import OVERRIDES, check_codebooks, preset, with_overrides
 from moss.generation.prompts import PUBLISHED_FRAMES_PER_S, PromptBuilder
 from moss.generation.realtime_loop import RealtimePrompt
 from moss.generation.references import ClipReader, Reference
-from moss.generation.requests import Request, check_unique, request_from, request_seed
+from moss.generation.requests import Request, check_unique, request_from, request_seed, turn_seed
 from moss.generation.segments import AudioSegment, first_frames
 from moss.generation.speech import Speech, SpeechChunk
 from moss.generation.streaming import FrameStream, Voicing
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
     from moss.generation.realtime_session import RealtimeSession
 
 logger = logging.getLogger(__name__)
-
-HISTORY = 1000
-"""Generations that can be referred to by their id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +68,19 @@ class SpeechModel:
     ) -> None:
         self.model, self.layout, self.card, self.tokenizer, self.folder = model, layout, card, tokenizer, folder
         self.config = preset(model.config) if config is None else config
-        self._made: OrderedDict[str, Speech] = OrderedDict()
-        self._count = 0
-        frames_per_s = PUBLISHED_FRAMES_PER_S if tokenizer is None else tokenizer.spec.frames_per_s
-        self._tail_frames = round(TAIL_S * frames_per_s)
+        self._frames_per_s = PUBLISHED_FRAMES_PER_S if tokenizer is None else tokenizer.spec.frames_per_s
+        self._fingerprint = (
+            tokenizer.fingerprint if tokenizer is not None else (card.tokenizer or {}).get("fingerprint")
+        )
+        self._is_realtime = model.config.architecture == "realtime"
         clips = ClipReader(
             tokenizer=tokenizer,
             num_codebooks=model.config.num_codebooks,
             codebook_size=model.config.codebook_size,
             max_frames=model.config.max_positions,
-            normalise=model.config.architecture != "realtime",
-            find=self._made.get,
+            normalise=not self._is_realtime,
+            find=GENERATIONS.find,
+            fingerprint=self._fingerprint,
         )
         self._prompts = PromptBuilder(model.config, layout, clips)
 
@@ -107,7 +107,9 @@ class SpeechModel:
 
         Returns:
             A `Speech`, or a list of them in the order of the requests. The same request with the same seed (0 unless
-            given) always gives the same codes.
+            given) always gives the same codes. A text that is likely to take more than `max_frames` is spoken in parts
+            that keep below it; a part that reaches it all the same is cut and says so in `stop_reason`. (A limit of
+            less than 4 s only cuts.) Under its id any model of this process finds the speech as a reference.
 
         Raises:
             GenerationError: The request cannot be spoken. (Within `requests`, its `Speech.error` says why.)
@@ -172,13 +174,20 @@ class SpeechModel:
             options: As those of `generate`.
 
         Raises:
-            GenerationError: As `generate`; the text is too long for one go.
+            GenerationError: As `generate`; the text is too long for one go (`generate` would speak it in parts).
             DataError: As `generate`.
         """
         if chunk_frames < 1:
             raise GenerationError(f"chunk_frames={chunk_frames}: expected at least 1")
         request, config = self._request({"text": text, **options})
         prepared = self._prepare(request, config)
+        if self._parts(prepared.request, config) is not None:
+            expected = FrameLimit(config.max_frames, self._frames_per_s).expected(prepared.request)
+            raise GenerationError(
+                f"the text needs about {expected:.0f} frames, with max_frames={config.max_frames} and "
+                f"max_chars={request.max_chars}, and a stream is spoken in one go; raise max_frames, use generate, or "
+                "stream the parts of the text one after the other, each with the one before as its prefix"
+            )
         return self._stream(prepared, config, chunk_frames, past_frames)
 
     def session(self, *, reference: Reference | None = None, seed: int = 0, **options: Any) -> "RealtimeSession":
@@ -238,17 +247,16 @@ class SpeechModel:
     def _named(self, request: Request) -> Request:
         if request.id:
             return request
-        self._count += 1
-        return replace(request, id=f"speech-{self._count:04d}")
+        return replace(request, id=GENERATIONS.new_id())
 
     def _prepare(self, request: Request, config: GenerationConfig) -> _Prepared:
         resolved = self._prompts.resolve(request)
-        prompt = self._prompts.prompt(resolved)
+        prompt = self._prompts.following(config.compatibility).prompt(resolved)
         self._prompts.check_room(prompt, config.max_frames)
         return _Prepared(resolved, prompt)
 
     def _fits(self, request: Request, config: GenerationConfig) -> bool:
-        prompt = self._prompts.prompt(request)
+        prompt = self._prompts.following(config.compatibility).prompt(request)
         return self._prompts.num_positions(prompt, config.max_frames) <= self.model.config.max_positions
 
     def _parts(self, request: Request, config: GenerationConfig) -> list[str] | None:
@@ -257,20 +265,26 @@ class SpeechModel:
         if request.max_chars is not None and request.max_chars < 1:
             raise GenerationError(f"max_chars={request.max_chars}: expected at least 1")
         wanted = request.max_chars is not None and len(text) > request.max_chars
-        if not text or not (wanted or not self._fits(request, config)):
+        limit = FrameLimit(config.max_frames, self._frames_per_s)
+        if not text or not (wanted or limit.would_cut(request) or not self._fits(request, config)):
             return None
-        tail = torch.zeros(self._tail_frames, self.model.config.num_codebooks, dtype=torch.long)
-        return fitting_parts(request, self.model.config.member, tail, lambda part: self._fits(part, config))
+        model = self.model.config
+        tail = torch.zeros(round(TAIL_S * self._frames_per_s), model.num_codebooks, dtype=torch.long)
+        parts = fitting_parts(request, model.member, tail, lambda part: self._fits(part, config), limit.is_comfortable)
+        return None if parts is None or len(parts) == 1 else parts
 
     def _speak_parts(self, request: Request, parts: list[str], config: GenerationConfig) -> Speech:
-        return speak_parts(
-            request,
-            self.model.config.member,
-            parts,
-            self._tail_frames,
-            lambda part: self._fits(part, config),
-            lambda part: self._decode([self._prepare(part, config)], config)[0].required(),
-        )
+        numbers = itertools.count()
+
+        def speak(part: Request) -> Speech:
+            number = next(numbers)
+            if self._is_realtime and part.seed is not None:
+                # As the turns of a session: the seed of a part does not depend on its text.
+                part = replace(part, seed=turn_seed(part.seed, number))
+            return self._decode([self._prepare(part, config)], config)[0].required()
+
+        member = self.model.config.member
+        return speak_parts(request, member, parts, self._frames_per_s, lambda part: self._fits(part, config), speak)
 
     def _single(self, request: Request, config: GenerationConfig) -> Speech:
         """Speak one request or raise why not."""
@@ -310,7 +324,7 @@ class SpeechModel:
         made = generate(
             self.model,
             cast("Sequence[Tensor]", [prepared.prompt for prepared in batch]),
-            [request_seed(config.seed, prepared.request) for prepared in batch],
+            [request_seed(config.seed, prepared.request, plain=self._is_realtime) for prepared in batch],
             config,
             on_frames=on_frames,
             should_stop=should_stop,
@@ -348,6 +362,7 @@ class SpeechModel:
             seed=config.seed if request.seed is None else request.seed,
             num_codebooks=config.num_codebooks or self.model.config.num_codebooks,
             tokenizer=self.tokenizer,
+            tokenizer_fingerprint=self._fingerprint,
             error=error,
         )
 
@@ -369,12 +384,7 @@ class SpeechModel:
 
     def _remember(self, speech: Speech) -> Speech:
         """Keep a generation for requests that refer to it."""
-        if speech.error is None:
-            # A copy, so that audio that the caller decodes is the caller's to keep.
-            self._made[speech.id] = replace(speech)
-            self._made.move_to_end(speech.id)
-            while len(self._made) > HISTORY:
-                self._made.popitem(last=False)
+        GENERATIONS.add(speech)
         return speech
 
 

@@ -1,5 +1,6 @@
 """Frames of one request while it is being made: the decode loop runs in a thread, chunks come out of a queue."""
 
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -7,9 +8,27 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from moss.config.tokenizer import CatConfig, TransformerStage
 from moss.generation.loop import OnFrames, ShouldStop
 from moss.generation.speech import SpeechChunk
 from moss.tokenizer.interface import AudioTokenizer
+
+PAST_FRAMES = 125
+"""Earlier frames that are decoded along with a new one at most, unless a number is given: 10 s of 12.5 a second, what
+one layer of the published tokenizers sees. More would make every frame of a long turn slower than the one before."""
+
+
+def default_past_frames(tokenizer: AudioTokenizer) -> int:
+    """How many earlier frames to decode along with new ones.
+
+    All that a Cat tokenizer can see where these are at most `PAST_FRAMES`, which is exact; else `PAST_FRAMES`: the
+    published tokenizers see further through their many layers, others do not say how far.
+    """
+    config = getattr(getattr(tokenizer, "model", None), "config", None)
+    if not isinstance(config, CatConfig):
+        return PAST_FRAMES
+    seen_s = sum(s.num_layers * s.context_s for s in config.decoder_stages() if isinstance(s, TransformerStage))
+    return min(PAST_FRAMES, math.ceil(seen_s * tokenizer.spec.frames_per_s))
 
 
 class FrameStream:

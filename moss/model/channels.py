@@ -6,15 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moss.model.packed import PackedWeight, product
 from moss.spec import IGNORE_LABEL
-
-
-def stored_transposed(device: torch.device, rows: int, width: int) -> bool:
-    """Whether a matrix (rows, width) should lie transposed in memory to be multiplied with one or two vectors.
-
-    On the CPU MKL reads a wide matrix that lies so at twice the speed; with many vectors there is no difference.
-    """
-    return device.type == "cpu" and rows >= 2 * width
 
 
 class ChannelTables:
@@ -35,6 +28,7 @@ class ChannelTables:
         self._zero_from = zero_from
         self._stacked: Tensor | None = None
         self._offsets: Tensor | None = None
+        self._packed = PackedWeight()
 
     def fuse_(self) -> None:
         """Lay the weights one behind the other; nothing happens where they already are."""
@@ -43,13 +37,28 @@ class ChannelTables:
         with torch.inference_mode(False), torch.no_grad():
             weights = [weight_of(module) for module in self._modules]
             stacked = torch.cat([weight.data for weight in weights])
-            linear = all(isinstance(module, nn.Linear) for module in self._modules)
-            if linear and stored_transposed(stacked.device, *stacked.shape):
-                stacked = stacked.T.contiguous().T
             starts = torch.tensor([0, *(len(weight) for weight in weights)]).cumsum(0)[:-1]
             for weight, start in zip(weights, starts.tolist(), strict=True):
                 weight.data = stacked[start : start + len(weight)]
             self._stacked, self._offsets = stacked, starts.to(stacked.device)
+
+    @property
+    def modules(self) -> Sequence[nn.Module]:
+        """Whose weights they are."""
+        return self._modules
+
+    def pack_(self) -> None:
+        """Lay fused heads out for products on the CPU as well; tables of embeddings stay as they are."""
+        if self.stacked is not None and all(isinstance(module, nn.Linear) for module in self._modules):
+            self._packed.pack_(self.stacked, [weight_of(module) for module in self._modules])
+
+    def product(self, x: Tensor, stacked: Tensor) -> Tensor:
+        """All fused heads at once, in generation: (..., width) -> (..., rows of all)."""
+        return product(x, stacked, None if torch.is_grad_enabled() else self.current())
+
+    def current(self) -> Tensor | None:
+        """The packed copy of `stacked`, if there is one of the present values."""
+        return self._packed.current([weight_of(module) for module in self._modules])
 
     @property
     def stacked(self) -> Tensor | None:
@@ -112,7 +121,7 @@ class ChannelTables:
         stacked = self.stacked
         if stacked is None:
             return torch.stack([module(hidden) for module in self._modules], dim=-2)
-        together = functional.linear(hidden, stacked)
+        together = self.product(hidden, stacked)
         return together.view(*hidden.shape[:-1], len(self._modules), -1)
 
 

@@ -32,6 +32,7 @@ FORMAT_VERSION = 2
 _READABLE_VERSIONS = (1, FORMAT_VERSION)
 """Version 1 knew one template and one file of weights."""
 CARD_FILE = "moss.json"
+_RESTORE = "copy the checkpoint again, or choose an older one"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,13 +141,16 @@ def read_card(folder: Path) -> ModelCard:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{folder}: no {CARD_FILE}, so this is not a checkpoint folder") from None
+        raise CheckpointError(
+            f"{folder}: no {CARD_FILE}, so this is not a checkpoint folder; name a step folder below a run's "
+            "checkpoints/, or import a published folder with python -m moss.model.convert import"
+        ) from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+        raise CheckpointError(f"{path}: cannot be read ({error}); {_RESTORE}") from error
     try:
         return _checked_card(content, path)
     except (KeyError, TypeError, AttributeError, ConfigError) as error:
-        raise CheckpointError(f"{path}: damaged or of another program ({error})") from error
+        raise CheckpointError(f"{path}: damaged or of another program ({error}); {_RESTORE}") from error
 
 
 def published_card(folder: Path, member: Member | None = None, template: Template | None = None) -> ModelCard:
@@ -228,13 +232,13 @@ def _checked_card(content: dict[str, Any], path: Path) -> ModelCard:
     if content.get("format_version") not in _READABLE_VERSIONS:
         raise CheckpointError(
             f"{path}: format version {content.get('format_version')}, this program reads "
-            f"{' and '.join(str(version) for version in _READABLE_VERSIONS)}"
+            f"{' and '.join(str(version) for version in _READABLE_VERSIONS)}; use the version of moss that wrote it"
         )
     architecture = content.get("architecture")
     if architecture not in ModelConfig.variants:
         raise CheckpointError(
             f"{path}: architecture {architecture!r} is not a generator; expected one of "
-            f"{', '.join(ModelConfig.variants)}"
+            f"{', '.join(ModelConfig.variants)}; choose the folder of a generator"
         )
     model = build(ModelConfig, content["model"])
     template, own = content["template"], TEMPLATES[model.template]
@@ -276,6 +280,8 @@ def _check_fits(folder: Path, theirs: ModelConfig, ours: ModelConfig) -> None:
 
 __all__ = [
     "CARD_FILE",
+    "LAYOUT_FILE",
+    "PUBLISHED_FOLDER",
     "TOKENIZER_FILE",
     "WEIGHTS_FILE",
     "ModelCard",

@@ -15,7 +15,15 @@ from transformers import Qwen3Model
 
 from moss.config.generation import Attention, Offload
 from moss.errors import GenerationError
-from moss.model.decoder_weights import LayerWeights, StreamedLayers, layer_weights
+from moss.model.decoder_weights import (
+    LayerWeights,
+    PackedLayer,
+    StreamedLayers,
+    copies_beside_work,
+    layer_weights,
+    packed_layers,
+)
+from moss.model.packed import product
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +115,8 @@ class BackboneDecoder:
         """Join the projections and allocate.
 
         Args:
-            backbone: In eval mode; its joined weights stay valid for every other use.
+            backbone: In eval mode; its joined weights stay valid for every other use. With offload to a CUDA device
+                its blocks move to pinned memory once, where later decoders find them.
             batch: Rows.
             capacity: Positions to make room for; more are taken when needed.
             attention: Wanted kernel.
@@ -123,8 +132,10 @@ class BackboneDecoder:
         self.device = torch.device(device) if device is not None else final_norm.device
         self.attention = choose_attention(attention, self.device, final_norm.dtype)
         self._attend = _KERNELS[self.attention]
-        weights = layer_weights(backbone)
-        self._layers = weights if offload is Offload.none else StreamedLayers(weights, self.device)
+        streamed = offload is Offload.cpu
+        weights = layer_weights(backbone, pinned=streamed and copies_beside_work(self.device))
+        self._layers = StreamedLayers(weights, self.device) if streamed else weights
+        self._packed = [PackedLayer()] * len(weights) if streamed else packed_layers(backbone, weights)
         self._final_norm, self._dtype = final_norm.to(self.device), final_norm.dtype
         self._rotary, self._eps = backbone.rotary_emb, config.rms_norm_eps
         self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -205,8 +216,10 @@ class BackboneDecoder:
     ) -> Tensor:
         """One decoder block on (batch * positions, width)."""
         batch, positions, heads, kv_heads = self.batch, end - start, self._heads, self._kv_heads
+        packed = self._packed[index]
         normed = functional.rms_norm(x, (self._width,), weights.input_norm, self._eps)
-        mixed = functional.linear(normed, weights.query_key_value).view(batch, positions, -1, self._head_dim)
+        mixed = product(normed, weights.query_key_value, packed.query_key_value)
+        mixed = mixed.view(batch, positions, -1, self._head_dim)
         turned = functional.rms_norm(mixed[:, :, : heads + kv_heads], (self._head_dim,), None, self._eps)
         turned = turned * weights.query_key_norm
         # rotate_half(x) * sin, the sign of the first half moved into the table.
@@ -223,10 +236,10 @@ class BackboneDecoder:
             query = turned[:, :, :heads].transpose(1, 2)
             attended = self._attend(query, keys, values, seen, causal).transpose(1, 2)
             attended = attended.reshape(batch * positions, -1)
-        x = torch.addmm(x, attended, weights.attention_out)
+        x = x + product(attended, weights.attention_out, packed.attention_out)
         normed = functional.rms_norm(x, (self._width,), weights.mlp_norm, self._eps)
-        gate, up = functional.linear(normed, weights.gate_up).chunk(2, -1)
-        return torch.addmm(x, functional.silu(gate) * up, weights.down)
+        gate, up = product(normed, weights.gate_up, packed.gate_up).chunk(2, -1)
+        return x + product(functional.silu(gate) * up, weights.down, packed.down)
 
     def _rotation(self, start: int, end: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Cosine and signed sine of the new positions, broadcastable to (batch, positions, heads, head_dim)."""

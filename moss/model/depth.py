@@ -15,7 +15,10 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from moss.model.channels import ChannelTables
+from moss.model.depth_step import QwenStep
+from moss.model.packed import PackableLinear
 
+Step = Callable[[Tensor, Tensor, Tensor, int, "Rotary | None"], Tensor]
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines (positions, head_dim) of every depth position."""
 
@@ -27,11 +30,13 @@ class DepthCache:
     Attributes:
         keys: Shape (layers, rows, kv_heads, capacity, head_dim); values likewise.
         values: See keys.
+        steps: How each block takes a position.
         length: Positions held.
     """
 
     keys: Tensor
     values: Tensor
+    steps: "Sequence[Step]"
     length: int = 0
 
 
@@ -52,6 +57,10 @@ class DepthBlock(nn.Module, abc.ABC):
 
     def fuse_(self) -> None:
         """Lay projections of one input one behind the other, where an architecture has several."""
+
+    def prepared(self) -> Step:
+        """What takes the positions of one frame: `step`, or something quicker that does the same."""
+        return self.step
 
     def forward(self, x: Tensor, rotary: Rotary | None) -> Tensor:
         """All positions (rows, positions, width), each seeing those before it and itself."""
@@ -126,6 +135,7 @@ class DepthNetwork(nn.Module, abc.ABC):
                 x = block(x, rotary)
         return self.finish(x)
 
+    @torch.no_grad()
     def start(self, rows: int, positions: int | None = None) -> DepthCache:
         """Buffers for one frame of each of `rows` samples, in the weights' device and dtype.
 
@@ -136,7 +146,8 @@ class DepthNetwork(nn.Module, abc.ABC):
         blocks = self.blocks
         weight = next(self.parameters())
         shape = (len(blocks), rows, blocks[0].num_kv_heads, positions or self.capacity, blocks[0].head_dim)
-        return DepthCache(weight.new_empty(shape), weight.new_empty(shape))
+        steps = [block.prepared() for block in blocks]
+        return DepthCache(weight.new_empty(shape), weight.new_empty(shape), steps)
 
     @torch.no_grad()
     def step(self, x: Tensor, cache: DepthCache) -> Tensor:
@@ -147,8 +158,8 @@ class DepthNetwork(nn.Module, abc.ABC):
         if rotary is not None:
             rotary = (rotary[0][position], rotary[1][position])
         x = self.placed(x.unsqueeze(1), position)
-        for block, keys, values in zip(self.blocks, cache.keys.unbind(0), cache.values.unbind(0), strict=True):
-            x = block.step(x, keys, values, position, rotary)
+        for step, keys, values in zip(cache.steps, cache.keys.unbind(0), cache.values.unbind(0), strict=True):
+            x = step(x, keys, values, position, rotary)
         cache.length = position + 1
         return self.finish(x).squeeze(1)
 
@@ -212,15 +223,15 @@ class SwiGlu(nn.Module):
         self.gate_proj = linear(width, inner, std)
         self.up_proj = linear(width, inner, std)
         self.down_proj = linear(inner, out, std)
-        self._fused = ChannelTables([self.gate_proj, self.up_proj])
+        self.fused = ChannelTables([self.gate_proj, self.up_proj])
 
     def fuse_(self) -> None:
         """One matrix product for gate and up."""
-        self._fused.fuse_()
+        self.fused.fuse_()
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., out)."""
-        gate, up = projections(x, self._fused, (self.gate_proj, self.up_proj))
+        gate, up = projections(x, self.fused, (self.gate_proj, self.up_proj))
         return cast(Tensor, self.down_proj(functional.silu(gate) * up))
 
 
@@ -272,6 +283,10 @@ class QwenDepthBlock(DepthBlock):
         """One matrix product each for q, k, v and for gate, up."""
         self.self_attn.fused.fuse_()
         self.mlp.fuse_()
+
+    def prepared(self) -> Step:
+        """See `DepthBlock`."""
+        return QwenStep(self)
 
     def project(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
         """See `DepthBlock`."""
@@ -339,9 +354,9 @@ class DepthTransformer(DepthNetwork):
         return cast(Tensor, self.norm(x))
 
 
-def linear(width: int, out: int, std: float, *, bias: bool = False) -> nn.Linear:
+def linear(width: int, out: int, std: float, *, bias: bool = False) -> PackableLinear:
     """A linear layer with normal weights of `std` and zero bias."""
-    made = nn.Linear(width, out, bias=bias)
+    made = PackableLinear(width, out, bias=bias)
     nn.init.normal_(made.weight, std=std)
     if bias:
         nn.init.zeros_(made.bias)
@@ -354,7 +369,7 @@ def projections(x: Tensor, fused: ChannelTables, linears: Sequence[nn.Linear]) -
     # In training the parameters themselves must be used: gradients belong to them.
     if stacked is None or torch.is_grad_enabled():
         return [layer(x) for layer in linears]
-    return torch.split(functional.linear(x, stacked), [layer.out_features for layer in linears], dim=-1)
+    return torch.split(fused.product(x, stacked), [layer.out_features for layer in linears], dim=-1)
 
 
 def _half_turned(x: Tensor) -> Tensor:

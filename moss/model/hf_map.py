@@ -145,6 +145,8 @@ _REALTIME = {
     "depth_rope_theta": _Field(("local_config.rope_parameters.rope_theta", "local_config.rope_theta")),
 }
 _TABLES = {"delay": _DELAY, "local": _LOCAL, "local_v15": _LOCAL_V15, "realtime": _REALTIME}
+_ROOTS, _ROTARY = ("language_config", "qwen3_config", "local_config"), ("rope_parameters", "rope_scaling")
+_ROPE_KINDS = ("default", "linear")
 _TEMPLATES = {
     "delay": Template.moss_tts_delay_v1,
     "local": Template.moss_tts_local_v1,
@@ -164,7 +166,10 @@ def read_config(folder: Path) -> tuple[dict[str, Any], bytes]:
         content = path.read_bytes()
         published = json.loads(content)
     except FileNotFoundError:
-        raise CheckpointError(f"{folder}: no {CONFIG_FILE}, so this is not a published checkpoint") from None
+        raise CheckpointError(
+            f"{folder}: no {CONFIG_FILE}, so this is not a published checkpoint; name the folder that holds both "
+            f"{CONFIG_FILE} and the weights"
+        ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error}); fetch it again") from error
     if not isinstance(published, dict):
@@ -185,7 +190,10 @@ def architecture_of(published: Mapping[str, Any]) -> str:
         if kind == published_kind.model_type:
             return architecture
     known = ", ".join(dict.fromkeys(published_kind.model_type for published_kind in KINDS.values()))
-    raise CheckpointError(f"{CONFIG_FILE}: model_type {kind!r} is no generator of this family; expected one of {known}")
+    raise CheckpointError(
+        f"{CONFIG_FILE}: model_type {kind!r} is no generator of this family; expected one of {known}; choose a "
+        "checkpoint of one of these"
+    )
 
 
 def model_config(
@@ -213,7 +221,10 @@ def model_config(
 def delay_config(published: Mapping[str, Any]) -> DelayModelConfig:
     """`model_config` of a MossTTSDelay config.json."""
     if "local_num_layers" in published:
-        raise CheckpointError("config.json has local_num_layers: this is a MossTTSLocal checkpoint, not MossTTSDelay")
+        raise CheckpointError(
+            "config.json has local_num_layers: this is a MossTTSLocal checkpoint, not MossTTSDelay; read it with "
+            "`local_config`, or with `model_config`, which finds the architecture"
+        )
     config = _convert("delay", published)
     assert isinstance(config, DelayModelConfig)
     return config
@@ -264,7 +275,8 @@ def published_config(
     given = architecture_of(original)
     if given != config.architecture:
         raise CheckpointError(
-            f"{CONFIG_FILE}: the original is of architecture {given}, the model {config.architecture}"
+            f"{CONFIG_FILE}: the original is of architecture {given}, the model {config.architecture}; name the folder "
+            "that the model's weights came from"
         )
     made = copy.deepcopy(dict(original))
     before = to_plain(_convert(config.architecture, original, config.member, config.template))
@@ -292,7 +304,9 @@ def _convert(
     roots = ("qwen3_config", "language_config") if architecture == "local_v15" else ("language_config",)
     if not any(isinstance(published.get(root), Mapping) for root in roots):
         name = {"delay": "MossTTSDelay", "realtime": "MossTTSRealtime"}.get(architecture, "MossTTSLocal")
-        raise CheckpointError(f"{CONFIG_FILE} has no {roots[0]}: not a {name} checkpoint")
+        raise CheckpointError(
+            f"{CONFIG_FILE} has no {roots[0]}: not a {name} checkpoint; fetch it again, or choose another"
+        )
     values: dict[str, Any] = {"architecture": architecture}
     missing = []
     for name, field in _TABLES[architecture].items():
@@ -302,7 +316,10 @@ def _convert(
         elif field.required:
             missing.append(field.paths[0])
     if missing:
-        raise CheckpointError(f"{CONFIG_FILE}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
+        raise CheckpointError(
+            f"{CONFIG_FILE}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; fetch it again, or "
+            "add what the weights were made with"
+        )
     if architecture == "local_v15":
         # GPT-2's own default.
         values.setdefault("depth_intermediate_size", 4 * values["hidden_size"])
@@ -318,7 +335,10 @@ def _convert(
         raise CheckpointError(f"{CONFIG_FILE}: {error}") from error
     problems = _unsupported(published, config)
     if problems:
-        raise CheckpointError(f"{CONFIG_FILE}: not a network that this program has:\n  " + "\n  ".join(problems))
+        raise CheckpointError(
+            f"{CONFIG_FILE}: not a network that this program has; choose a checkpoint without these, or run it with "
+            "its own code:\n  " + "\n  ".join(problems)
+        )
     return config
 
 
@@ -326,16 +346,15 @@ def _decoded(field: _Field, value: Any) -> Any:
     try:
         return field.decode(value)
     except TypeError:
-        raise CheckpointError(f"{CONFIG_FILE}: {field.paths[0]} cannot be {value!r}") from None
+        raise CheckpointError(f"{CONFIG_FILE}: {field.paths[0]} cannot be {value!r}; fetch the file again") from None
 
 
 def _unsupported(published: Mapping[str, Any], config: ModelConfig) -> list[str]:
     """What config.json asks for that our networks do not do."""
     fixed: dict[str, tuple[Any, ...]] = {}
-    for root in ("language_config", "qwen3_config", "local_config"):
+    for root in _ROOTS:
         fixed |= {f"{root}.hidden_act": ("silu",), f"{root}.attention_bias": (False,)}
-        fixed |= {f"{root}.use_sliding_window": (False,), f"{root}.rope_parameters.factor": (1, 1.0)}
-        fixed |= {f"{root}.rope_parameters.rope_type": ("default", "linear")}
+        fixed[f"{root}.use_sliding_window"] = (False,)
     if isinstance(config, DelayModelConfig):
         fixed["audio_pad_code"] = (config.codebook_size,)
     if isinstance(config, LocalV15ModelConfig):
@@ -346,12 +365,26 @@ def _unsupported(published: Mapping[str, Any], config: ModelConfig) -> list[str]
         fixed |= {"audio_pad_token": (config.codebook_size,), "local_config.hidden_size": (config.hidden_size,)}
         fixed |= {"local_config.audio_vocab_size": (config.codebook_size + REALTIME_EXTRA_ROWS,)}
         fixed |= {"local_config.rvq": (config.num_codebooks,), "local_config.rms_norm_eps": (config.rms_norm_eps,)}
-    problems = []
+    problems = [text for root in _ROOTS for name in _ROTARY for text in _rotary_problems(published, f"{root}.{name}")]
     for path, allowed in fixed.items():
         value = _get(published, path)
         if value is not None and value not in allowed:
             problems.append(f"{path} is {value!r}; only {' or '.join(repr(choice) for choice in allowed)} is supported")
     return problems
+
+
+def _rotary_problems(published: Mapping[str, Any], path: str) -> list[str]:
+    """What a description of rotary positions, of today's form or the one before, asks for beyond a base."""
+    value = _get(published, path)
+    if value is None:
+        return []
+    if not isinstance(value, Mapping):
+        return [f"{path} is {value!r}; only an object is supported"]
+    return [
+        f"{path}.{name} is {value[name]!r}; only {' or '.join(map(repr, allowed))} is supported"
+        for name, allowed in (("rope_type", _ROPE_KINDS), ("type", _ROPE_KINDS), ("factor", (1,)))
+        if value.get(name) is not None and value[name] not in allowed
+    ]
 
 
 def _get(content: Any, path: str) -> Any:

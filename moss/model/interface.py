@@ -13,7 +13,8 @@ from transformers.cache_utils import Cache
 from moss.config.model import ModelConfig
 from moss.model.attention import PACKED_ATTENTION
 from moss.model.channels import ChannelTables
-from moss.model.depth import DepthNetwork
+from moss.model.depth import DepthNetwork, QwenAttention, SwiGlu
+from moss.model.packed import PackableLinear, worth_packing
 from moss.spec import IGNORE_LABEL
 
 
@@ -118,13 +119,26 @@ class Generator(nn.Module, abc.ABC):
         """Lay the weights of all channels one behind the other, for fewer and larger operations in generation.
 
         Call it after weights, device and dtype are final, before generating; a second call changes nothing. The
-        parameters become views of shared memory, so a fused model is not for saving.
+        parameters become views of shared memory; training and saving take them as they are. On a CPU the weights of
+        a model that is not too large are packed for its products beside that (see `moss.model.packed`).
         """
         for table in self.tables():
             table.fuse_()
         for module in self.modules():
-            if isinstance(module, DepthNetwork):
+            if isinstance(module, DepthNetwork | SwiGlu):
                 module.fuse_()
+        if worth_packing(self):
+            self._pack_()
+
+    def _pack_(self) -> None:
+        stacks = [*self.tables()]
+        stacks += [module.fused for module in self.modules() if isinstance(module, SwiGlu | QwenAttention)]
+        for stack in stacks:
+            stack.pack_()
+        together = {id(module) for stack in stacks if stack.stacked is not None for module in stack.modules}
+        for module in self.modules():
+            if isinstance(module, PackableLinear) and id(module) not in together:
+                module.packed.pack_(module.weight)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Recompute the blocks' activations in the backward pass instead of keeping them, or keep them again."""

@@ -79,8 +79,6 @@ class LocalModel(Generator):
             linear(width, config.codebook_size + 1 if channel else config.vocab_size, std) for channel in channels
         )
         self._codes = ChannelTables(list(self.model.embedding_list[1:]))
-        # One by one: a frame needs them one after the other. Fusing lays each out for fast products.
-        self._code_heads = [ChannelTables([head]) for head in self.lm_heads[1:]]
 
     @property
     def backbone(self) -> Qwen3Model:
@@ -88,15 +86,8 @@ class LocalModel(Generator):
         return self.model.language_model
 
     def tables(self) -> Sequence[ChannelTables]:
-        """The code embeddings and the code heads."""
-        return [self._codes, *self._code_heads]
-
-    def fuse_(self) -> None:
-        """See `Generator`; the projections between the widths too."""
-        super().fuse_()
-        for module in self.modules():
-            if isinstance(module, SwiGlu):
-                module.fuse_()
+        """The code embeddings."""
+        return [self._codes]
 
     def embed(self, tokens: Tensor, num_codebooks: int | None = None) -> Tensor:
         """Sum of the channels' embeddings; padding rows are added as the checkpoint has them. See `Generator`."""

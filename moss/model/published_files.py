@@ -14,6 +14,7 @@ from typing import Any
 
 from moss.config.model import LocalV15ModelConfig, ModelConfig, RealtimeModelConfig, TextTokenizerConfig
 from moss.errors import CheckpointError
+from moss.model.exported_tokenizer import tokenizer_json
 from moss.model.safetensors_files import INDEX_FILE, PICKLE_SUFFIXES, StoredWeights
 from moss.spec import SPECIAL_TOKEN_STRINGS
 
@@ -189,19 +190,20 @@ def copy_files(source: Path, target: Path, names: Iterable[Path]) -> None:
 
 
 def write_tokenizer_files(folder: Path, config: ModelConfig, text_tokenizer: TextTokenizerConfig) -> None:
-    """Write the files that the published processors read their text tokenizer from, if ours is a `tokenizer.json`.
+    """Write the files that the published processors read their text tokenizer from.
 
     Args:
         folder: The exported folder.
-        config: For the position limit.
-        text_tokenizer: With the path of its file; of another kind, nothing is written.
+        config: For the control tokens and the position limit.
+        text_tokenizer: See `tokenizer_json`; where the model's ids are not its, there is nothing to write.
     """
     processor = KINDS[config.architecture].processor_class
     words = {"processor_class": processor.rpartition(".")[2], "auto_map": {"AutoProcessor": processor}}
     _write_json(folder / "processor_config.json", words)
-    if text_tokenizer.path is None:
+    content = tokenizer_json(text_tokenizer, config)
+    if content is None:
         return
-    copy_tokenizer(text_tokenizer.path, folder / TOKENIZER_FILE)
+    (folder / TOKENIZER_FILE).write_bytes(content.encode("utf-8"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.max_positions,

@@ -41,11 +41,12 @@ def member_prompt(
     sound_event: str | None = None,
     quality: str | None = None,
     scene: str | None = None,
+    reference: bool = False,
 ) -> UserPrompt:
     """The prompt of a member for given fields; the one place where fields become a prompt.
 
-    Pinyin (`nin2 hao3`), /IPA/ and `[pause 1.5s]` are passed on. Where the template normalises, the published rules
-    may change blanks beside them, never their letters; long dashes and dots within /IPA/ are rewritten.
+    Pinyin (`nin2 hao3`), /IPA/ and `[pause 1.5s]` are passed on. Where the template normalises, blanks beside them may
+    change; with `reference` dots, dashes and blanks within /IPA/ too.
 
     Args:
         member: What the model was trained to do.
@@ -59,6 +60,7 @@ def member_prompt(
         sound_event: Passed on.
         quality: Passed on.
         scene: Where a dialogue takes place.
+        reference: Normalise as the published code does where it is wrong.
 
     Raises:
         DataError: A needed field is missing, a field is refused or empty, the language is unknown, the speaker tags
@@ -75,7 +77,7 @@ def member_prompt(
     if member is Member.ttsd and text is not None:
         check_speakers(text, len(references) if references else None)
     return UserPrompt(
-        text=_normalised(text) if text is not None and TEMPLATES[template].normalise else text,
+        text=_normalised(text, reference) if text is not None and TEMPLATES[template].normalise else text,
         reference=references or None,
         language=language_name(language) if language else None,
         instruction=instruction,
@@ -126,8 +128,8 @@ def _check_values(template: Template, references: Sequence[Clip | None], tokens:
             raise DataError(f"references: clip {number} has no frames; give null for a speaker without a clip")
 
 
-def _normalised(text: str) -> str:
-    cleaned = normalize_tts_text(text)
+def _normalised(text: str, reference: bool) -> str:
+    cleaned = normalize_tts_text(text, reference=reference)
     if not cleaned:
         raise DataError(f"text: nothing speakable is left of {text[:40]!r}; give words")
     return cleaned

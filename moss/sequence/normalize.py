@@ -15,6 +15,8 @@ LETTER = "A-Za-z"
 ALNUM = "A-Za-z0-9"
 WORD = "A-Za-z0-9_"
 PATH = "A-Za-z0-9._/+:-"  # what file names, versions and units are made of
+# Letters, stress and length marks, tones and diacritics of IPA that the spelling of a word seldom has.
+PHONETIC = "\u00e6\u00f0\u00f8\u0127\u014b\u0153\u0250-\u036f\u03b2\u03b8\u03c7\u1d00-\u1dbf\u2016\u203f\ua71b\ua71c"
 SENTENCE_END = "。！？!?；;"
 STOPS = "，。！？；：、"
 CLOSERS = "”’」』】）》"
@@ -75,6 +77,15 @@ PROTECTED: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 )
 """Spans kept as they are, in the order in which they claim text."""
 
+SPOKEN = re.compile(
+    # A pause; or IPA: between slashes, with a sign that only phonetic alphabets have, and neither path nor address.
+    r"\[ *pause +\d+(?:\.\d+)? *s *\]"
+    rf"|(?<![/:])/(?! )(?=[^/]*[{PHONETIC}])[^/\n{IDEOGRAPH}{STOPS}]{{1,120}}(?<! )/(?![{ALNUM}/])"
+)
+"""Spans that say how something is spoken; the published normaliser rewrites dots, dashes and blanks within."""
+_FIRST_MARK, _MARKS = 0xF0000, 0xFFFE
+"""Private characters that take the place of such spans: no rule knows them, and no other is left in a text by then."""
+
 SPACING = (
     _rule("blanks to one space", r"[ \t]+", " "),
     _rule(
@@ -125,22 +136,28 @@ STAGES: tuple[Rule, ...] = (*SPACING, *STRUCTURE, *REPEATS, *SPACING)
 def normalize_tts_text(text: str, *, reference: bool = False) -> str:
     """Clean the text of a Delay request: blanks, markup, stops; words and numbers stay as written.
 
+    Pinyin with tone numbers or marks keeps its letters; between Latin letters and ideographs there is one blank. What
+    stands in `/IPA/` and `[pause 1.5s]` is not touched; with `reference` the rules reach into it, as published.
+
     A protected span inside another one (a mention within a hashtag, an address within a path) is put back whole; the
     published normaliser leaves the literal `___PROT0___` in its place, and so does this one with `reference`.
 
     Args:
         text: anything, in any script, on any number of lines.
-        reference: behave like the published normaliser where it is wrong.
+        reference: behave like the published normaliser where it is wrong or goes too far.
 
     Returns:
         One line without blanks at its ends; empty if nothing speakable is left.
 
     Source: MOSS-TTS moss_tts_delay/tts_robust_normalizer_single_script.py @58b20a0 (same results, own rules).
     """
-    text, spans = _protect(_join_lines(_drop_controls(text)))
+    text, spoken = _join_lines(_drop_controls(text)), dict[int, str]()
+    if not reference:
+        text, spoken = _set_aside(text)
+    text, spans = _protect(text)
     for rule in STAGES:
         text = rule.apply(text)
-    return _restore(text, spans, innermost_last=not reference)
+    return _restore(text, spans, innermost_last=not reference).translate(spoken)
 
 
 def _drop_controls(text: str) -> str:
@@ -153,6 +170,18 @@ def _join_lines(text: str) -> str:
     """Unwrap markdown and put all lines into one, each but the last closed by a full-width stop."""
     lines = (line.strip() for line in LINK.apply(text).splitlines())
     return "。".join(LINE_PREFIX.sub("", line, count=1) for line in lines if line)
+
+
+def _set_aside(text: str) -> tuple[str, dict[int, str]]:
+    """Exchange what says how something is spoken for marks; the spans by mark, for `str.translate`."""
+    spans: dict[int, str] = {}
+
+    def claim(match: re.Match[str]) -> str:
+        mark = _FIRST_MARK + len(spans)
+        spans[mark] = match.group()
+        return chr(mark)
+
+    return SPOKEN.sub(claim, text, count=_MARKS), spans
 
 
 def _protect(text: str) -> tuple[str, list[str]]:

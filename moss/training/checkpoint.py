@@ -1,7 +1,8 @@
 """Checkpoints that are complete or absent: each is a folder, written under another name and renamed when whole.
 
-`step-00000500/` holds `model.safetensors` and `moss.json` (what using the model needs) and `trainer.pt` (optimizer,
-schedule, loops, cursor). `trainer.pt` is read with `weights_only=True`: nothing in it can execute.
+`step-00000500/` holds `model.safetensors` and `moss.json` (what using the model needs), `trainer.pt` (optimizer,
+schedule, loops, cursor), and `published/` where training began with a published model (what exporting it needs).
+`trainer.pt` is read with `weights_only=True`: nothing in it can execute.
 """
 
 import errno
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 
 from moss.config.train import CheckpointConfig
 from moss.errors import CheckpointError, MossError
-from moss.model.checkpoint import CARD_FILE, WEIGHTS_FILE, save_weights
+from moss.model.checkpoint import CARD_FILE, WEIGHTS_FILE, carry_published, save_weights
 
 TRAINER_FILE = "trainer.pt"
 _PREFIX, _UNFINISHED = "step-", ".unfinished-"
@@ -50,10 +51,11 @@ class FolderCheckpointIO(CheckpointIO):
 
     Args:
         card: Gives the text of `moss.json` for a step.
+        kept: Folder that keeps the files of a published one, which every checkpoint gets a copy of.
     """
 
-    def __init__(self, card: Callable[[int], str]) -> None:
-        self._card = card
+    def __init__(self, card: Callable[[int], str], kept: Path | None = None) -> None:
+        self._card, self._kept = card, kept
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write beside the final name and flush to disk; `publish` gives the folder its name.
@@ -70,7 +72,9 @@ class FolderCheckpointIO(CheckpointIO):
             save_weights(rest.pop("state_dict"), unfinished)
             (unfinished / CARD_FILE).write_text(self._card(checkpoint["global_step"]), encoding="utf-8")
             torch.save(rest, unfinished / TRAINER_FILE)
-            for file in unfinished.iterdir():
+            if self._kept is not None:
+                carry_published(self._kept, unfinished)
+            for file in unfinished.rglob("*"):
                 _flush(file)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(unfinished, ignore_errors=True)

@@ -31,6 +31,8 @@ class LitGenerator(LitRun):
         weights = expand_channel_weights(config.loss.channel_weights, config.model.num_codebooks)
         self.register_buffer("channel_weights", weights, persistent=False)
         self._names = channel_names(config.model)
+        # The published Local v1.5 leaves the weight of a channel without targets out of its mean; the others do not.
+        self._only_present = isinstance(config.model, LocalV15ModelConfig)
         self._validation: LossSums | None = None
         self._share: Tensor | None = None
         self._sums_of_step: LossSums | None = None
@@ -44,10 +46,11 @@ class LitGenerator(LitRun):
         if self.config.lora.dropout > 0:
             torch.manual_seed(self._key("dropout", batch))
         sums, scales = self._sums(batch, self._frames(batch))
-        loss = weighted_mean(sums.sums, batch.step_counts, self._weights())
+        loss = self.mean(sums.sums, batch.step_counts)
         # A row's share of the step's mean: the step's loss is the sum of its rows' shares.
         rows = self.config.data.micro_batches_per_step
-        computed = sums.sums.detach() if scales is None else sums.sums.detach() / scales
+        # Metrics are means over what was computed, of which `counts` knows alone; a row without labels has scale 0.
+        computed = sums.sums.detach() if scales is None else sums.sums.detach() / scales.clamp(min=1)
         self._log_step(batch, loss.detach(), LossSums(computed, sums.counts))
         self.cursor = batch.cursor
         # Lightning divides by the accumulation and DDP averages over ranks; both are undone here.
@@ -79,7 +82,7 @@ class LitGenerator(LitRun):
         sums, self._validation = self._validation, None
         if sums is None:
             return
-        self.log("val/loss", weighted_mean(sums.sums, sums.counts, self._weights()))
+        self.log("val/loss", self.mean(sums.sums, sums.counts))
         self._log_channels("val", sums)
 
     def work(self, batch: TokenBatch) -> tuple[int, float]:
@@ -113,10 +116,16 @@ class LitGenerator(LitRun):
         """Seed of a draw for a row: the same whatever the number of processes, and after a resume."""
         return draw_key(purpose, self.config.seed, batch.row)
 
-    def _weights(self) -> Tensor | None:
+    def mean(self, sums: Tensor, counts: Tensor) -> Tensor:
+        """One loss from the channels' sums, weighted as the run says.
+
+        Args:
+            sums: Summed cross-entropy, shape (channels,).
+            counts: Targets that the mean is over, shape (channels,): those of a whole step, or of all validation.
+        """
         weights = self.channel_weights
         assert weights is None or isinstance(weights, Tensor)
-        return weights
+        return weighted_mean(sums, counts, weights, only_present=self._only_present)
 
 
 def draw_key(purpose: str, seed: int, row: int) -> int:

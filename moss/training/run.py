@@ -22,16 +22,7 @@ from moss.data.shard import open_datasets
 from moss.data.text_tokenizer import TextTokenizer, build_text_tokenizer
 from moss.errors import CheckpointError, ConfigError
 from moss.model.build import build_model
-from moss.model.checkpoint import (
-    CARD_FILE,
-    ModelCard,
-    load_generator,
-    load_weights,
-    published_card,
-    read_card,
-)
-from moss.model.hf_map import CONFIG_FILE
-from moss.model.interface import Generator
+from moss.model.checkpoint import ModelCard, load_generator, load_weights
 from moss.model.lora import apply_lora
 from moss.sequence.layout import build_layout
 from moss.training.callbacks import StepProgress, StopOnNonFinite, ThroughputMonitor
@@ -40,6 +31,8 @@ from moss.training.lit_data import TokenData
 from moss.training.lit_lm import LitGenerator
 from moss.training.metrics_file import MetricsFile
 from moss.training.regenerate import REGENERATION_FILE, first_examples, write_regeneration
+from moss.training.run_lock import exclusive
+from moss.training.start import keep_published_files, with_checkpoint_settings
 
 logger = logging.getLogger(__name__)
 
@@ -47,23 +40,31 @@ logger = logging.getLogger(__name__)
 def train(config: TrainConfig) -> Path:
     """Train until `schedule.max_steps`, from the newest checkpoint of this configuration's folder if it has one.
 
+    The folder is named after the configuration as it is given. With `model.init_from`, the config.yaml in it and the
+    checkpoints hold what is used: the settings of that checkpoint, see `with_checkpoint_settings`.
+
     Returns:
         The run folder.
 
     Raises:
-        MossError: Data, checkpoint or configuration cannot be used; what was written before is kept.
+        MossError: Data, checkpoint or configuration cannot be used, or another process trains in the folder; what was
+            written before is kept.
     """
     if config.task is Task.tokenizer:
         refuse_generator_options(config)
         from moss.training.tokenizer_run import train_tokenizer
 
-        return train_tokenizer(config)
+        with exclusive(run_folder(config)):
+            return train_tokenizer(config)
+    # The folder's name is that of the composed configuration, whatever the checkpoint it starts from says.
     folder = run_folder(config)
-    if not is_finished(folder, config):
-        prepare(folder, config)
-        train_generator(config, folder)
-    if config.schedule.regenerate_examples and not (folder / REGENERATION_FILE).exists():
-        regenerate_examples(config, folder)
+    with exclusive(folder):
+        if not is_finished(folder, config):
+            config = with_checkpoint_settings(config)
+            prepare(folder, config)
+            train_generator(config, folder)
+        if config.schedule.regenerate_examples and not (folder / REGENERATION_FILE).exists():
+            regenerate_examples(config, folder)
     return folder
 
 
@@ -94,7 +95,8 @@ def train_generator(config: TrainConfig, folder: Path) -> None:
     data = TokenData(datasets, builder, config)
     model = build_model(config.model)
     if config.model.init_from is not None:
-        start_from(model, config.model.init_from, config, text_tokenizer.fingerprint)
+        load_weights(model, config.model.init_from)
+        keep_published_files(config.model.init_from, folder)
     apply_lora(model, config.lora)
     if config.parallel.gradient_checkpointing:
         model.set_gradient_checkpointing(True)
@@ -120,7 +122,7 @@ def train_generator(config: TrainConfig, folder: Path) -> None:
         data.stream.num_examples,
     )
     watch: list[Callback] = [ThroughputMonitor(config.logger.every_steps)]
-    fit(config, folder, module, data, FolderCheckpointIO(card_json), watch)
+    fit(config, folder, module, data, FolderCheckpointIO(card_json, folder), watch)
 
 
 def build_builder(config: TrainConfig) -> tuple[ExampleBuilder, TextTokenizer]:
@@ -141,8 +143,8 @@ def regenerate_examples(config: TrainConfig, folder: Path) -> None:
         MossError: Data or checkpoint cannot be used.
     """
     checkpoint = complete_checkpoints(folder / "checkpoints")[-1]
-    model, _ = load_generator(checkpoint)
-    builder, _ = build_builder(config)
+    model, card = load_generator(checkpoint)
+    builder, _ = build_builder(replace(config, model=card.model))
     # The whole rows are wanted, not what dropout left of them.
     data = replace(config.data, sequence_dropout_prob=0.0, micro_batches_per_step=1)
     stream = TokenStream(
@@ -216,36 +218,6 @@ def check_text_tokenizer(config: TrainConfig, text_tokenizer: TextTokenizer) -> 
             f"the {kind} text tokenizer gives these control ids of the model to ordinary text: {', '.join(taken)}; "
             "choose the text_tokenizer that the model was made for"
         )
-
-
-def start_from(model: Generator, folder: Path, config: TrainConfig, text_fingerprint: str) -> None:
-    """Load the weights that training starts from: a checkpoint of ours or a published folder.
-
-    Raises:
-        CheckpointError: They cannot be read, or were trained for other codes, another prompt or other text ids.
-    """
-    card = None
-    if (folder / CARD_FILE).is_file():
-        card = read_card(folder)
-    elif (folder / CONFIG_FILE).is_file():
-        card = published_card(folder, config.model.member, config.model.template)
-    # Weights without a description must still fit by name and shape.
-    pairs = (
-        []
-        if card is None
-        else [
-            ("architecture", card.model.architecture, config.model.architecture),
-            ("template", card.model.template.value, config.model.template.value),
-            ("num_codebooks", card.model.num_codebooks, config.model.num_codebooks),
-            ("text tokenizer", card.text_fingerprint or text_fingerprint, text_fingerprint),
-        ]
-    )
-    for what, theirs, ours in pairs:
-        if theirs != ours:
-            raise CheckpointError(
-                f"model.init_from={folder}: has {what} {theirs}, this run {ours}; choose the same, or other weights"
-            )
-    load_weights(model, folder)
 
 
 def fit(

@@ -49,8 +49,8 @@ def steps_of(folder: Path) -> list[int]:
 
 
 def unfinished(folder: Path) -> list[str]:
-    """Temporary files and folders anywhere below."""
-    return [path.name for path in folder.rglob(".*")]
+    """Temporary files and folders anywhere below; a run's lock stays."""
+    return [path.name for path in folder.rglob(".*") if path.name != ".lock"]
 
 
 def environment() -> dict[str, str]:
@@ -92,8 +92,11 @@ def test_a_checkpoint_of_another_architecture_in_generation(tmp_path: Path, caps
     card = {"format_version": 2, "architecture": "vocoder"}
     known = "delay, local, local_v15, realtime"
     for content, told in [
-        ({"kind": "tokenizer", "step": 5}, "format version None, this program reads 1 and 2"),
-        (card, f"architecture 'vocoder' is not a generator; expected one of {known}"),
+        (
+            {"kind": "tokenizer", "step": 5},
+            "format version None, this program reads 1 and 2; use the version of moss that wrote it",
+        ),
+        (card, f"architecture 'vocoder' is not a generator; expected one of {known}; choose the folder of a generator"),
     ]:
         (published / "moss.json").write_text(json.dumps(content))
         assert run_command(generate, words) == 4

@@ -240,7 +240,8 @@ def test_each_codebook_has_its_temperature() -> None:
     prompt = layout.conversation(PROMPT, [codes_for("one two three", 4)], PromptMode.continuation)
 
     def spoken(seed: int, temperatures: list[float]) -> Tensor:
-        settings = GenerationConfig(text=GREEDY, codebook_temperatures=temperatures, max_frames=6)
+        own = [SamplerConfig(temperature=temperature) for temperature in temperatures]
+        settings = GenerationConfig(text=GREEDY, codebooks=own, max_frames=6)
         return generate_delay(model, [prompt], [seed], settings, max_rows=6)[0].rows[-6:]
 
     cold = spoken(0, [0.0, 0.0, 0.0, 0.0])
@@ -249,8 +250,44 @@ def test_each_codebook_has_its_temperature() -> None:
     # What one row draws reaches the other codebooks only through the next.
     assert all(torch.equal(rows[0, :4], cold[0, :4]) for rows in warm)
     assert len({int(rows[0, 4]) for rows in warm}) > 1
-    with pytest.raises(GenerationError, match="codebook_temperatures: expected 4 numbers, one for each codebook that"):
+    with pytest.raises(GenerationError, match="codebooks: expected 4 samplers, one for each codebook that is spoken"):
         spoken(0, [1.0])
+
+
+@pytest.mark.parametrize("compatibility", Compatibility)
+def test_each_codebook_has_its_sampler(compatibility: Compatibility) -> None:
+    model, layout = restless()
+    prompt = layout.conversation(PROMPT, [codes_for("one two three", 4)], PromptMode.continuation)
+    base = SamplerConfig(temperature=1.3)
+    own = [
+        SamplerConfig(temperature=3.0, top_k=4, repetition_penalty=1.4),
+        SamplerConfig(temperature=2.0, top_p=0.4),
+        SamplerConfig(temperature=3.0, top_k=4, repetition_penalty=1.4, penalty_window=2),
+        base,
+    ]
+
+    def first_row(**settings: object) -> Tensor:
+        config = GenerationConfig(text=GREEDY, compatibility=compatibility, max_frames=9, **settings)  # type: ignore[arg-type]
+        return torch.stack(
+            [made.rows[-1] for made in generate_delay(model, [prompt] * 3, [1, 2, 3], config, max_rows=1)]
+        )
+
+    mixed = first_row(codebooks=own)
+    for codebook, sampler in enumerate(own):
+        assert torch.equal(mixed[:, 1 + codebook], first_row(audio=sampler)[:, 1 + codebook])
+        if sampler != base:
+            assert not torch.equal(mixed[:, 1 + codebook], first_row(audio=base)[:, 1 + codebook])
+
+
+def test_equal_samplers_are_as_one() -> None:
+    model, layout = restless()
+    one = SamplerConfig(temperature=1.3, top_k=9, top_p=0.9, repetition_penalty=1.5, penalty_window=3)
+    prompts, plain = [layout.conversation(PROMPT)] * 2, GenerationConfig(text=one, audio=one, max_frames=20)
+    each = GenerationConfig(text=one, codebooks=[one] * 4, max_frames=20)
+    for mine, other in zip(
+        generate(model, prompts, [1, 2], each), generate(model, prompts, [1, 2], plain), strict=True
+    ):
+        assert torch.equal(mine.rows, other.rows)
 
 
 def test_a_model_that_repeats_itself_is_stopped() -> None:

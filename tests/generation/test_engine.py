@@ -131,7 +131,11 @@ def words(checkpoint: Path, output: Path, *more: str) -> list[str]:
 def test_command_line(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(main, words(checkpoint, tmp_path, "--text", TEXTS[0], "--language", "en")) == 0
     frames = len(codes_for(TEXTS[0], 4))
-    assert capsys.readouterr().out.endswith(f"1 of 1 made, {frames * 0.08:.1f} s of audio: {tmp_path}\n")
+    shown = capsys.readouterr()
+    assert shown.out.endswith(f"1 of 1 made, {frames * 0.08:.1f} s of audio: {tmp_path}\n")
+    # What was chosen is said once.
+    assert shown.err.count("attention") == 1
+    assert "delay on cpu, float32, attention sdpa, offload none" in shown.err
     assert (tmp_path / "wavs" / "utterance.wav").is_file()
 
 

@@ -1,7 +1,6 @@
 """From folders to models: ours, runs, published ones; what is wrong is refused by name."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -56,30 +55,54 @@ def test_run_folder_means_its_newest_checkpoint(checkpoint: Path) -> None:
         newest_checkpoint(checkpoint.parent)
 
 
-def test_our_checkpoint_brings_its_tokenizers(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+def test_our_checkpoint_brings_its_tokenizers(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = moss.load(checkpoint)
     assert model.folder == checkpoint
     assert len(model.generate("one two", language="en", **GREEDY).audio) > 0
-    assert "delay/tts on cpu, float32, attention sdpa, offload none, audio tokenizer 0123456789abcdef" in caplog.text
+    # One line, without any configuration of logging.
+    assert capsys.readouterr().err == (
+        f"moss: {checkpoint.parents[1].name}/step-00000001 delay on cpu, float32, attention sdpa, offload none, "
+        "member tts, audio tokenizer 0123456789abcdef\n"
+    )
 
 
 @pytest.mark.parametrize(
     ("architecture", "member"),
     [("delay", "ttsd"), ("local", "tts"), ("local_v15", "tts"), ("realtime", "realtime")],
 )
-def test_a_published_folder(architecture: str, member: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_published_folder(
+    architecture: str,
+    member: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     model = talking(architecture, member)
     folder = published(tmp_path / "hf", model)
     text = "[S1] Hello there." if member == "ttsd" else "Hello there."
+    greedy = {name: GREEDY[name] for name in GREEDY if architecture != "realtime" or not name.startswith("text_")}
     loaded = moss.load(folder, member=member)
+    assert f"moss: hf {architecture} on cpu, float32, attention sdpa, offload none" in capsys.readouterr().err
     assert "says no audio tokenizer, so only codes can be made; give `tokenizer=` for audio" in caplog.text
     assert loaded.model.config.template is model.model.config.template
-    speech = loaded.generate(text, **GREEDY)
-    assert torch.equal(speech.codes, model.generate(text, **GREEDY).codes)
+    speech = loaded.generate(text, **greedy)
+    assert torch.equal(speech.codes, model.generate(text, **greedy).codes)
     with pytest.raises(GenerationError, match="give `tokenizer=` to moss.load"):
         _ = speech.audio
-    assert len(moss.load(folder, member=member, tokenizer=CausalTokenizer()).generate(text, **GREEDY).audio) == 160
+    assert len(moss.load(folder, member=member, tokenizer=CausalTokenizer()).generate(text, **greedy).audio) == 160
+
+
+def test_a_published_delay_folder_of_sixteen_codebooks_needs_its_member(tmp_path: Path) -> None:
+    folder = published(tmp_path / "hf", talking("delay", num_codebooks=16))
+    choices = r'give member="ttsd" \| "voice_generator" \| "sound_effect" \| "tts"'
+    with pytest.raises(
+        CheckpointError, match=rf"hf: a published Delay checkpoint of 16 codebooks .*gibberish; {choices}"
+    ):
+        moss.load(folder)
+    for member in ("ttsd", "voice_generator", "sound_effect", "tts"):
+        assert moss.load(folder, member=member).model.config.member.value == member
+    # No other architecture has several members of that shape.
+    assert moss.load(published(tmp_path / "local", talking("local", num_codebooks=16))).model.config.num_codebooks == 16
 
 
 def test_a_published_folder_without_text_tokenizer_takes_the_given_one(tmp_path: Path) -> None:
@@ -142,7 +165,11 @@ def test_offload_and_attention_change_nothing(checkpoint: Path) -> None:
             CheckpointError,
             f"trained on codes of tokenizer {FINGERPRINT}, humming is fedcba9876543210 here; encode and train again",
         ),
-        ({"text_tokenizer": "qwen"}, CheckpointError, "trained with text tokenizer [0-9a-f]{16}, this program has"),
+        (
+            {"text_tokenizer": "qwen"},
+            CheckpointError,
+            "trained with text tokenizer .*, this program has .*; give the model's own tokenizer.json as `text",
+        ),
     ],
 )
 def test_what_cannot_be_loaded(checkpoint: Path, changes: dict[str, Any], error: type[MossError], message: str) -> None:

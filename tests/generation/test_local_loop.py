@@ -12,6 +12,7 @@ from moss.config.generation import Attention, Compatibility, GenerationConfig, O
 from moss.config.model import LocalModelConfig, LocalV15ModelConfig
 from moss.config.train import TrainConfig
 from moss.errors import GenerationError
+from moss.generation import sampling
 from moss.generation.loop import Generated, StopReason, generate
 from moss.model.build import build_model
 from moss.model.interface import Generator
@@ -225,14 +226,35 @@ def test_the_penalty_counts_what_is_carried_on(model: Generator) -> None:
 
 def test_each_codebook_has_its_temperature(model: Generator) -> None:
     prompts = made_prompts(model)[:1]
-    rows = [
-        speak(model, prompts, [seed], codebook_temperatures=[0.0, 0.0, 0.0, 9.0], max_frames=1)[0].rows[1]
-        for seed in range(5)
-    ]
+    own = [GREEDY] * 3 + [SamplerConfig(temperature=9.0)]
+    rows = [speak(model, prompts, [seed], codebooks=own, max_frames=1)[0].rows[1] for seed in range(5)]
     assert len({tuple(row[:4].tolist()) for row in rows}) == 1
     assert len({int(row[4]) for row in rows}) > 1
-    with pytest.raises(GenerationError, match="codebook_temperatures: expected 2 numbers, one for each codebook that"):
-        speak(model, prompts, codebook_temperatures=[0.0, 0.0, 0.0, 9.0], num_codebooks=2)
+    with pytest.raises(GenerationError, match="codebooks: expected 2 samplers, one for each codebook that is spoken"):
+        speak(model, prompts, codebooks=own, num_codebooks=2)
+
+
+def test_each_codebook_has_its_penalty_and_window(model: Generator) -> None:
+    prompts = made_prompts(model)[:1]
+    heavy = SamplerConfig(temperature=0.0, repetition_penalty=1e6)
+    own = [GREEDY, heavy, replace(heavy, penalty_window=1), GREEDY]
+    (made,) = speak(model, prompts, codebooks=own, max_frames=12)
+    (segment,) = made.segments
+    _, unlimited, windowed, _ = segment.codes.T
+    assert len(unlimited) == len(unlimited.unique()) == 12, "no code comes back"
+    assert (windowed[1:] != windowed[:-1]).all(), "no code follows itself"
+    assert len(windowed.unique()) < 12, "but it may come back"
+    (plain,) = speak(model, prompts, max_frames=12)
+    # Before anything is spoken there is nothing to penalise.
+    assert torch.equal(made.rows[1], plain.rows[1])
+
+
+def test_numbers_are_hashed_only_to_be_drawn_with(model: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "uniforms", None)
+    prompts = made_prompts(model)
+    speak(model, prompts)
+    with pytest.raises(TypeError):
+        speak(model, prompts, codebooks=[GREEDY] * 3 + [SamplerConfig()])
 
 
 def test_what_cannot_be(model: Generator) -> None:

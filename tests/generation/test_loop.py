@@ -54,10 +54,12 @@ def test_seeds_of_any_size() -> None:
 def test_codebook_samplers() -> None:
     config = GenerationConfig(audio=SamplerConfig(temperature=1.5, top_k=3))
     assert codebook_samplers(config, 2) == [config.audio, config.audio]
-    own = GenerationConfig(audio=config.audio, codebook_temperatures=[0.5, 2.0])
-    assert [(one.temperature, one.top_k) for one in codebook_samplers(own, 2)] == [(0.5, 3), (2.0, 3)]
-    with pytest.raises(GenerationError, match="codebook_temperatures: expected 3 numbers, one for each codebook that"):
-        codebook_samplers(own, 3)
+    own = [SamplerConfig(temperature=0.5, top_p=0.3), SamplerConfig(top_k=7, repetition_penalty=1.2)]
+    assert codebook_samplers(GenerationConfig(audio=config.audio, codebooks=own), 2) == own
+    with pytest.raises(
+        GenerationError, match="codebooks: expected 3 samplers, one for each codebook that is spoken, go"
+    ):
+        codebook_samplers(GenerationConfig(codebooks=own), 3)
 
 
 def test_one_seed_for_each_prompt() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from moss.config.generation import RECOMMENDED, Compatibility, GenerationConfig
+from moss.config.generation import RECOMMENDED, Compatibility, GenerationConfig, SamplerConfig
 from moss.config.model import DelayModelConfig, LocalModelConfig, Member, RealtimeModelConfig
 from moss.errors import ConfigError, GenerationError
 from moss.generation.presets import OVERRIDES, preset, with_overrides
@@ -34,8 +34,20 @@ def test_overrides_change_what_they_name() -> None:
     assert with_overrides(base, DelayModelConfig(), **dict.fromkeys(OVERRIDES)) == base
 
 
+def test_codebooks_are_mappings_or_samplers() -> None:
+    own = [SamplerConfig(temperature=0.5, top_k=3), {"temperature": 2.0, "top_p": 0.5}]
+    made = with_overrides(GenerationConfig(), LocalModelConfig(), num_codebooks=2, codebooks=own)
+    assert made.codebooks == [own[0], SamplerConfig(temperature=2.0, top_p=0.5)]
+
+
 def test_mistakes() -> None:
     base, delay, local = GenerationConfig(), DelayModelConfig(), LocalModelConfig()
+    # No loop penalises text, and Realtime draws none.
+    for name in ("text_repetition_penalty", "text_penalty_window"):
+        with pytest.raises(GenerationError, match=f"unknown setting '{name}'; expected one of temperature, "):
+            with_overrides(base, delay, **{name: 2})
+    with pytest.raises(GenerationError, match="text_top_k: a Realtime model is given its text and draws none; leave"):
+        with_overrides(base, RealtimeModelConfig(), text_top_k=2)
     with pytest.raises(GenerationError, match="unknown setting 'temprature'; expected one of temperature, "):
         with_overrides(base, delay, temprature=1.0)
     with pytest.raises(ConfigError, match=r"audio\.top_p: must be in \(0, 1\], got 2"):

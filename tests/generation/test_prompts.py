@@ -9,7 +9,7 @@ from moss.config.model import Member
 from moss.errors import DataError, GenerationError
 from moss.generation.prompts import PromptBuilder, joined_text
 from moss.generation.realtime_loop import RealtimePrompt
-from moss.generation.requests import Request
+from moss.generation.requests import Request, Target
 from moss.generation.segments import AudioSegment
 from moss.generation.speech import Speech
 from moss.sequence.prompt import Conversation, PromptMode, Turn, UserPrompt
@@ -96,6 +96,16 @@ def test_realtime_speaks_a_turn(builders: dict[str, PromptBuilder]) -> None:
     assert torch.equal(made.rows, builder.layout.conversation(Conversation(turns=turns)))
 
 
+def test_the_language_of_a_corpus_is_no_wish(builders: dict[str, PromptBuilder]) -> None:
+    builder = builders["realtime"]
+    plain = builder.prompt(builder.resolve(Request(text="Hi.")))
+    drawn = Request(text="Hi.", language="en", target=Target(wav="a.wav", duration_s=1.0))
+    made = builder.prompt(builder.resolve(drawn))
+    assert isinstance(plain, RealtimePrompt)
+    assert isinstance(made, RealtimePrompt)
+    assert torch.equal(made.rows, plain.rows)
+
+
 @pytest.mark.parametrize(
     ("member", "fields", "error", "message"),
     [
@@ -113,7 +123,23 @@ def test_realtime_speaks_a_turn(builders: dict[str, PromptBuilder]) -> None:
         ("tts", {"prompt_texts": ["a"], "references": [A, B]}, GenerationError, "1 texts for 2 references; give the"),
         ("tts", {"text": None}, DataError, "text: member=tts needs it"),
         ("voice_generator", {}, DataError, "instruction: member=voice_generator needs it"),
-        ("realtime", {"instruction": "old"}, GenerationError, "instruction: Realtime models have no such field"),
+        (
+            "realtime",
+            {"instruction": "old"},
+            GenerationError,
+            "instruction: a Realtime model has no such field; leave it",
+        ),
+        (
+            "realtime",
+            {"language": "klingon"},
+            GenerationError,
+            "language: .* it takes text, reference, prefix, prompt_",
+        ),
+        ("realtime", {"tokens": 9}, GenerationError, "tokens: a Realtime model has no such field"),
+        ("realtime", {"duration_s": 1.0}, GenerationError, "duration_s: a Realtime model has no such field"),
+        ("realtime", {"reference": A, "prompt_texts": ["a"]}, GenerationError, "prompt_texts: a Realtime model has no"),
+        ("ttsd", {"tokens": 9}, GenerationError, "tokens: the prompt format moss_ttsd_v1 has no place .* leave it out"),
+        ("ttsd", {"duration_s": 1.0}, GenerationError, "duration_s: the prompt format moss_ttsd_v1 has no place"),
         ("realtime", {"references": [A, B]}, GenerationError, "Realtime models speak with one voice, got 2 clips"),
         ("realtime", {"text": " "}, GenerationError, "text: a Realtime model needs words to speak"),
     ],

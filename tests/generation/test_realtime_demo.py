@@ -26,7 +26,10 @@ def test_words_give_the_codes_and_sound_of_the_offline_call() -> None:
     prompt = RealtimePrompt(rows=rows, text_ids=toy_layout().encode(TEXT))
     offline = generate_realtime(toy_model(), [prompt], [1], SAMPLED)[0].segments[0].codes
     assert torch.equal(timings.codes, offline)
-    assert torch.equal(torch.cat(list(session.audio())), CausalTokenizer().decode([offline])[0])
+    assert timings.audio is not None
+    assert torch.equal(timings.audio, CausalTokenizer().decode([offline])[0])
+    assert len(timings.decodings_s) == len(offline)
+    assert min(timings.decodings_s) > 0
     assert len(timings.latencies_s) == len(offline)
     assert 0 < timings.latencies_s[0] < timings.first_frame_s < timings.total_s
     assert timings.total_s > 0.001 * (len(TEXT.split()) - 1)
@@ -39,6 +42,10 @@ def test_report() -> None:
     assert lines[1] == "first frame after 50.0 ms (computing 40.0 ms)"
     assert lines[2].startswith("per frame p50 15.0 ms, p95 37.0 ms; a frame lasts 80 ms")
     assert lines[3].startswith("real-time factor 0.250")
+    assert len(lines) == 4
+    timings.decodings_s = [0.02, 0.02, 0.04, 0.08]
+    lines = report(timings, 0.08, "end").splitlines()
+    assert lines[4] == "decoding a frame to sound p50 30.0 ms, p95 74.0 ms; real-time factor with it 0.750"
 
 
 def test_without_a_checkpoint_it_says_that_this_is_noise(capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,6 +56,7 @@ def test_without_a_checkpoint_it_says_that_this_is_noise(capsys: pytest.CaptureF
     assert re.search(r"\d frames, 0\.\d s of audio", out)
     assert re.search(r"p50 \d+\.\d ms, p95 \d+\.\d ms", out)
     assert "real-time factor" in out
+    assert "decoding" not in out
 
 
 class LoadedModel:
@@ -71,6 +79,7 @@ def test_a_checkpoint_speaks_into_a_file(
     main(["--checkpoint", "x", "--output", str(output), "--reference", "v.wav", "--text", TEXT, "--max-frames", "6"])
     out = capsys.readouterr().out
     assert "noise" not in out
+    assert "decoding a frame to sound p50" in out
     frames = int(re.search(r"(\d+) frames", out)[1])
     assert loaded.reference == Path("v.wav")
     assert soundfile.info(output).frames == frames * CausalTokenizer.spec.samples_per_frame

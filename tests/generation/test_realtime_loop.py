@@ -124,14 +124,21 @@ def test_penalty_looks_at_the_last_frames_of_its_own_sample_and_codebook() -> No
     assert not (whole[3][:, 0] == whole[0][:, 0]).any()
 
 
-def test_codebook_temperatures() -> None:
+def test_each_codebook_has_its_sampler() -> None:
     hidden = torch.randn(1, toy_config().hidden_size, generator=torch.Generator().manual_seed(2)).repeat(64, 1)
-    hot = replace(SAMPLED, codebook_temperatures=[0.0, 9.0, 9.0], audio=SamplerConfig())
+    hot = replace(SAMPLED, codebooks=[SamplerConfig(temperature=temperature) for temperature in (0.0, 9.0, 9.0)])
     drawn = FrameSampler(toy_model(), hot, range(64)).draw(hidden)
     assert len(drawn[:, 0].unique()) == 1
     assert len(drawn[:, 1].unique()) > 4
-    with pytest.raises(GenerationError, match="codebook_temperatures: expected 3 numbers.* got 2"):
-        FrameSampler(toy_model(), replace(SAMPLED, codebook_temperatures=[1.0, 1.0]), [0])
+    heavy = SamplerConfig(temperature=0.0, repetition_penalty=1e6)
+    own = [SamplerConfig(temperature=0.0), heavy, replace(heavy, penalty_window=1)]
+    sampler = FrameSampler(toy_model(), replace(SAMPLED, codebooks=own), range(64))
+    first, second, third = (sampler.draw(hidden)[0] for _ in range(3))
+    assert first[0] == second[0] == third[0]
+    assert len({int(frame[1]) for frame in (first, second, third)}) == 3
+    assert second[2] not in (first[2], third[2])
+    with pytest.raises(GenerationError, match="codebooks: expected 3 samplers.* got 2"):
+        FrameSampler(toy_model(), replace(SAMPLED, codebooks=own[:2]), [0])
 
 
 def test_fewer_codebooks_are_refused() -> None:

@@ -11,7 +11,8 @@ from moss.config.generation import Compatibility, GenerationConfig, SamplerConfi
 from moss.errors import DataError, GenerationError
 from moss.generation.loop import StopReason
 from moss.generation.realtime_loop import RealtimePrompt, generate_realtime
-from moss.generation.realtime_session import RealtimeSession, turn_seed
+from moss.generation.realtime_session import RealtimeSession
+from moss.generation.requests import turn_seed
 from moss.model.decoder import BackboneDecoder
 from moss.sequence.prompt import Conversation, Turn
 from tests.generation.realtime_toy import (
@@ -267,23 +268,6 @@ def test_reference_mode_forgets_the_end_of_a_turn() -> None:
     assert torch.equal(again.history()[-len(user) :], user), "the published session closes a turn before the first"
 
 
-def test_turn_seeds() -> None:
-    assert turn_seed(5, 0) == 5
-    assert len({turn_seed(seed, turn) for seed in (1, 2) for turn in range(4)}) == 8
-    assert 0 <= turn_seed(1, 7) < 2**63
-    text = "one two three four five"
-    session = session_of(seed=1)
-    first = say(session, [text])
-    session.cancel(keep_spoken=False)
-    assert not torch.equal(first, say(session, [text])), "each turn has draws of its own"
-    session.cancel(keep_spoken=False)
-    session.begin_turn(seed=1)
-    session.push_text(text)
-    session.end_text()
-    list(session.frames())
-    assert torch.equal(session.codes(), first)
-
-
 def test_reset_starts_afresh() -> None:
     session = session_of(seed=4, reference_codes=toy_codes(3))
     first = say(session, [TEXT])
@@ -322,6 +306,20 @@ def test_a_window_bounds_the_work_and_frames_taken_as_codes_are_still_heard() ->
     heard = waves_of(session.audio())
     assert tokenizer.frames_decoded == 2 * len(codes) - 1
     assert torch.equal(heard, tokenizer.decode([codes])[0])
+
+
+def test_the_work_of_a_long_turn_is_bounded_unless_asked_otherwise() -> None:
+    config = replace(GREEDY, max_frames=140, runaway_repeats=0)
+    for past, most in ((None, 125), (1000, 139)):
+        tokenizer = CausalTokenizer()
+        session = session_of(config, tokenizer=tokenizer, past_frames=past)
+        session.begin_turn()
+        session.push_text(TEXT)
+        session.end_text()
+        heard = waves_of(session.audio())
+        assert len(session.codes()) == 140
+        assert tokenizer.frames_decoded == sum(min(before, most) + 1 for before in range(140))
+        assert torch.equal(heard, tokenizer.decode([session.codes()])[0])
 
 
 def test_sound_ends_at_what_is_no_code_in_reference_mode() -> None:

@@ -1,6 +1,7 @@
 """Clips of every kind become codes of the model, or an error that says what to do."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,19 @@ def test_what_another_tokenizer_spoke_is_encoded_again() -> None:
     assert few.shape == (9, 4)
 
 
+def test_codes_of_another_tokenizer_without_their_sound_are_refused() -> None:
+    codes = torch.full((9, 4), 8)
+    theirs, none = replace(speech(codes, None), tokenizer_fingerprint="theirs"), reader(tokenizer=None)
+    message = "'voice': has codes of tokenizer theirs, the model speaks those of {}; load both models with `tokenizer="
+    with pytest.raises(GenerationError, match=message.format("ours")):
+        reader(tokenizer=None, fingerprint="ours").codes(theirs)
+    with pytest.raises(GenerationError, match=message.format("causal")):
+        reader().codes(theirs)
+    # The same one, or nobody knows.
+    assert torch.equal(reader(tokenizer=None, fingerprint="theirs").codes(theirs), codes)
+    assert torch.equal(none.codes(theirs), codes)
+
+
 def test_more_codebooks_than_the_model_has(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     codes = torch.randint(0, 16, (5, 8))
@@ -118,9 +132,12 @@ def test_clips_are_joined_before_they_are_encoded() -> None:
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("nowhere.wav", "'nowhere.wav': no such file, and no earlier generation of this model has that id"),
+        ("nowhere.wav", "'nowhere.wav': no such file, and none of the latest .* has that id; give the rec"),
         ((torch.zeros(500), 250), r"is silent \(peak 0 of full scale, at least 0\.001 is needed\); give a clip"),
-        ((torch.full((500,), float("nan")), 250), "holds samples that are not finite"),
+        (
+            (torch.full((500,), float("nan")), 250),
+            "samples that are not finite .*; decode the recording again, or cut these samples out",
+        ),
         ((torch.ones(6, 500), 250), "6 channels, at most 2 are mixed down; pass the one with speech"),
         ((torch.ones(250 * 301), 250), r"is 301\.0 s \(3763 frames\) long, at most 300\.0 s can be used; cut out 5 to"),
         ((torch.ones(500, dtype=torch.int16), 250), "expected a float waveform of shape"),

@@ -16,6 +16,7 @@ from moss.generation.requests import (
     request_from,
     request_json,
     request_seed,
+    turn_seed,
 )
 
 
@@ -144,6 +145,18 @@ def test_a_seed_of_its_own_makes_the_id_a_mere_name() -> None:
     assert request_seed(0, named[0]) == request_seed(1, named[1])
     assert request_seed(0, named[0]) != request_seed(0, Request(id="a", text="y", seed=3))
     assert request_seed(0, named[0]) != request_seed(0, Request(id="a", text="x", seed=4))
+
+
+def test_the_plain_seed_knows_no_text() -> None:
+    assert request_seed(0, Request(id="a", text="x", seed=3), plain=True) == 3
+    without = Request(id="a", text="x")
+    assert request_seed(0, without, plain=True) == request_seed(0, without) != request_seed(1, without)
+
+
+def test_turn_seeds() -> None:
+    assert turn_seed(5, 0) == 5
+    assert len({turn_seed(seed, turn) for seed in (1, 2) for turn in range(4)}) == 8
+    assert 0 <= turn_seed(1, 7) < 2**63
 
 
 def test_the_hash_of_a_request_sees_what_is_set() -> None:

@@ -1,12 +1,18 @@
 """The sampler's filters and its draw by inversion."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import Tensor
 
 from moss.config.generation import GenerationConfig, SamplerConfig
 from moss.config.schema import check
+from moss.generation import sampling
 from moss.generation.sampling import (
+    ChannelSampler,
     SeenCodes,
+    Uniforms,
     draw,
     keep_top_k,
     keep_top_p,
@@ -111,6 +117,70 @@ def test_uniforms_are_a_function_of_seed_step_and_channel() -> None:
     assert uniforms(torch.arange(50), 0, 33).unique().numel() > 50 * 33 - 5
 
 
+def test_numbers_made_ahead_are_those_of_each_step() -> None:
+    seeds, draws = torch.tensor([5, -7, 2**62]), [SamplerConfig(temperature=0.0), SamplerConfig()]
+    ahead = Uniforms(seeds, 3, draws)
+    for step in (0, 1, 40, 41):
+        assert torch.equal(ahead.at(step), uniforms(seeds, step, 3))
+    kept = torch.tensor([2, 0])
+    ahead.keep(kept)
+    for step in (42, 71, 72, 200, 3):
+        assert torch.equal(ahead.at(step), uniforms(seeds[kept], step, 3))
+
+
+def test_no_numbers_for_the_greedy() -> None:
+    ahead = Uniforms(torch.tensor([5, 6]), 3, [SamplerConfig(temperature=0.0)] * 2)
+    ahead.keep(torch.tensor([1]))
+    assert ahead.at(7).tolist() == [[0.0] * 3]
+
+
+CHANNELS = [
+    SamplerConfig(temperature=1.3, top_k=5),
+    SamplerConfig(temperature=0.0),
+    SamplerConfig(temperature=0.7, top_k=5),
+    SamplerConfig(temperature=1.3, top_p=0.6, repetition_penalty=3.0),
+    SamplerConfig(temperature=1.3, top_k=5, penalty_window=4),
+    SamplerConfig(temperature=0.0, repetition_penalty=3.0),
+]
+
+
+@pytest.mark.parametrize(("first", "end"), [(0, 6), (0, 1), (2, 5), (5, 6)])
+@pytest.mark.parametrize("history", ["none", "pooled", "own"])
+def test_channels_drawn_together_are_those_drawn_alone(first: int, end: int, history: str) -> None:
+    random = torch.Generator().manual_seed(3)
+    logits, uniform = torch.randn(50, 6, 20, generator=random) * 3, torch.rand(50, 6, generator=random)
+    seen = None if history == "none" else torch.rand(50 if history == "own" else 1, 6, 20, generator=random) < 0.3
+    together = ChannelSampler(CHANNELS, logits.device)
+    assert (together.penalised, together.windows) == (True, [0, 0, 0, 0, 4, 0])
+    part = slice(first, end)
+    got = together.sample(logits[:, part], uniform[:, part], None if seen is None else seen[:, part], first)
+    for channel in range(first, end):
+        own = None if seen is None else seen[:, channel]
+        want = sample(logits[:, channel], CHANNELS[channel], uniform[:, channel], own)
+        assert torch.equal(got[:, channel - first], want)
+
+
+def test_equal_channels_take_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def counted(logits: Tensor, *_: object) -> Tensor:
+        calls.append(logits.shape[1])
+        return logits.argmax(-1)
+
+    monkeypatch.setattr(sampling, "sample", counted)
+    logits, uniform = torch.randn(2, 4, 9), torch.rand(2, 4)
+    hot = SamplerConfig(temperature=3.0, top_k=2)
+    for samplers, passes in [
+        ([hot] * 4, [4]),
+        ([hot, replace(hot, temperature=0.5), replace(hot, penalty_window=9), hot], [4]),
+        ([hot, replace(hot, top_k=3), hot, hot], [3, 1]),
+    ]:
+        calls.clear()
+        ids = ChannelSampler(samplers, logits.device).sample(logits, uniform)
+        assert calls == passes
+        assert torch.equal(ids, logits.argmax(-1))
+
+
 @pytest.mark.parametrize("along", ["seeds", "steps", "channels"])
 def test_uniforms_are_uniform_and_unrelated(along: str) -> None:
     if along == "seeds":
@@ -132,17 +202,17 @@ def test_uniforms_are_uniform_and_unrelated(along: str) -> None:
     assert abs(torch.corrcoef(numbers.T)[0, 1]) < 5 / count**0.5
 
 
-@pytest.mark.parametrize("window", [0, 1, 2, 9])
-def test_seen_codes_are_those_of_the_window(window: int) -> None:
+@pytest.mark.parametrize("windows", [(0, 0), (1, 1), (2, 2), (9, 9), (0, 1), (2, 1), (1, 4), (3, 0)])
+def test_seen_codes_are_those_of_the_window(windows: tuple[int, int]) -> None:
     prompt = torch.tensor([[[1, 2], [7, 3], [0, 9]], [[4, 4], [5, 5], [6, 6]]])
     mask = torch.tensor([[True] * 3, [False, True, True]])
-    history = SeenCodes(prompt, 7, window, mask)
+    history = SeenCodes(prompt, 7, windows, mask)
     new = [torch.tensor([[2, 2], [7, 0]]), torch.tensor([[3, -1], [1, 1]])]
     frames = [[[1, 2], [7, 3], [0, 9]], [[9, 9], [5, 5], [6, 6]]]
+    counted = list(enumerate(windows))
 
     def want() -> list[list[set[int]]]:
-        last = [part[-window:] if window else part for part in frames]
-        return [[{row[k] for row in part if 0 <= row[k] < 7} for k in range(2)] for part in last]
+        return [[{row[k] for row in part[-window:] if 0 <= row[k] < 7} for k, window in counted] for part in frames]
 
     def got() -> list[list[set[int]]]:
         return [[set(row.nonzero().flatten().tolist()) for row in part] for part in history.mask]
@@ -165,6 +235,10 @@ def test_settings_out_of_range() -> None:
         "text.top_k: must be 0 (off) or more, got -1",
         "text.top_p: must be in (0, 1], got 0.0",
         "text.repetition_penalty: must be positive, got 0.0",
+    ]
+    assert check(GenerationConfig, {"codebooks": [{}, {"top_p": 2.0}, {"top": 1}]}) == [
+        "codebooks[1].top_p: must be in (0, 1], got 2.0",
+        "codebooks[2].top: no such setting; did you mean 'top_p'?",
     ]
     assert check(GenerationConfig, {"max_frames": 0, "batch_size": 0}) == [
         "max_frames: must be at least 1, got 0",

@@ -1,5 +1,6 @@
 """One object for every architecture: generate, batch, stream, compose, save."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 
 import moss
 from moss.errors import CheckpointError, DataError, GenerationError
+from moss.generation import speech_model
 from moss.generation.requests import Request
 from moss.generation.speech import Speech
-from moss.generation.speech_model import HISTORY, SpeechModel
+from moss.generation.speech_model import SpeechModel
 from moss.tokenizer.interface import AudioTokenizer
 from tests.generation.toy import CausalTokenizer, talking
 
@@ -94,9 +96,81 @@ def test_generations_compose(models: dict[str, SpeechModel]) -> None:
     text = "[S1] How are you? [S2] Fine."
     made = dialogue.generate(text, references=[voice, None])
     assert torch.equal(made.codes, dialogue.generate(text, references=[voice.codes, None]).codes)
-    # Ids are those of the model that made them.
-    with pytest.raises(GenerationError, match="'old': no such file, and no earlier generation of this model has that"):
-        models["delay"].generate(TEXT, reference="old")
+    # Ids are known to every model of the process, and the newest is meant.
+    assert torch.equal(dialogue.generate(text, references=["old", None]).codes, made.codes)
+    assert torch.equal(
+        models["realtime"].generate(TEXT, reference="old").codes,
+        models["realtime"].generate(TEXT, reference=voice).codes,
+    )
+    again = models["local"].generate(TEXT, id="old", seed=3)
+    assert torch.equal(
+        models["delay"].generate(TEXT, reference="old").codes, models["delay"].generate(TEXT, reference=again).codes
+    )
+    with pytest.raises(GenerationError, match="'nobody': no such file, and none of the latest generations of this pro"):
+        models["delay"].generate(TEXT, reference="nobody")
+
+
+def test_codes_of_another_tokenizer_are_heard_or_refused(models: dict[str, SpeechModel]) -> None:
+    class Other(CausalTokenizer):
+        fingerprint = "other"
+
+    base = models["delay"]
+    other = SpeechModel(base.model, base.layout, base.card, tokenizer=Other(), config=base.config)
+    voice = other.generate(TEXT, id="elsewhere")
+    heard = base.tokenizer.encode([voice.audio], 4)[0]  # type: ignore[union-attr]
+    made = base.generate(TEXT, reference="elsewhere", seed=1)
+    # Loudness is moved as a recording's is.
+    assert torch.equal(made.codes, base.generate(TEXT, reference=(voice.audio, 250), seed=1).codes)
+    assert len(heard) == len(voice.codes)
+
+    def silent(fingerprint: str) -> SpeechModel:
+        card = replace(base.card, tokenizer={"name": "x", "fingerprint": fingerprint})
+        return SpeechModel(base.model, base.layout, card, config=base.config)
+
+    silent("aa").generate(TEXT, id="mute")
+    assert silent("aa").generate(TEXT, reference="mute").codes.shape[1] == 4
+    with pytest.raises(GenerationError, match="'mute': has codes of tokenizer aa, the model speaks those of bb; load"):
+        silent("bb").generate(TEXT, reference="mute")
+
+
+def prompts_of(model: SpeechModel, monkeypatch: pytest.MonkeyPatch, **fields: Any) -> list[Any]:
+    """What the decode loop is given by default and under compatibility=reference."""
+    seen: list[Any] = []
+    original = speech_model.generate
+
+    def listening(model: Any, prompts: Any, *more: Any, **named: Any) -> Any:
+        seen.extend(prompts)
+        return original(model, prompts, *more, **named)
+
+    monkeypatch.setattr(speech_model, "generate", listening)
+    for compatibility in ("none", "reference"):
+        model.generate(**fields, compatibility=compatibility)
+    monkeypatch.undo()
+    return seen
+
+
+def test_compatibility_reaches_the_prompt(models: dict[str, SpeechModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = torch.randint(0, 16, (6, 4))
+    # The published continuation of v1.5 leaves the references out.
+    fields: dict[str, Any] = {"text": "On.", "prefix": codes, "prompt_text": "So.", "reference": codes[:5]}
+    kept, dropped = prompts_of(models["local_v15"], monkeypatch, **fields)
+    plain, _ = prompts_of(models["local_v15"], monkeypatch, **{**fields, "reference": None})
+    assert torch.equal(dropped, plain)
+    assert len(kept) > len(dropped)
+    # The published normaliser loses what is protected twice.
+    ours, published = prompts_of(models["delay"], monkeypatch, text="See #hi-@bob now.")
+    assert not torch.equal(ours, published)
+    # The published header of Realtime merges with line breaks at a text's beginning.
+    turn: dict[str, Any] = {"text": "On.", "prefix": codes, "prompt_text": "\nSo it goes, on and on and on, for long."}
+    base = models["realtime"]
+    encode = base.layout.encode
+    # As the published text tokenizer does and the compact one does not.
+    layout = replace(base.layout, encode=lambda text: encode(text.replace("\n\n", "\t")))  # type: ignore[type-var]
+    merging = SpeechModel(base.model, layout, base.card, config=base.config)
+    ours, published = prompts_of(merging, monkeypatch, **turn)
+    assert not torch.equal(ours.rows, published.rows)
+    # Nothing differs where the published code does not.
+    assert torch.equal(*prompts_of(models["local"], monkeypatch, text=TEXT))
 
 
 def test_settings_of_one_call(models: dict[str, SpeechModel]) -> None:
@@ -151,7 +225,7 @@ def test_a_model_that_makes_no_frame() -> None:
         model.model.backbone.embed_tokens.weight[:, 2] = 20
         head[[special.audio_start, special.im_end]] = 0
         head[[special.audio_start, special.im_end], 2] = torch.tensor([-20.0, 20.0])
-    with pytest.raises(GenerationError, match="speech-0001: the model made no complete frame of audio"):
+    with pytest.raises(GenerationError, match=r"speech-\d{4}: the model made no complete frame of audio"):
         model.generate(TEXT)
     with pytest.raises(GenerationError, match="the model made no complete frame of audio"):
         list(model.stream(TEXT))
@@ -178,13 +252,18 @@ def test_mistakes(models: dict[str, SpeechModel]) -> None:
 def test_a_session_says_what_generate_says(models: dict[str, SpeechModel]) -> None:
     model = models["realtime"]
     voice = torch.randint(0, 16, (6, 4))
-    session = model.session(reference=voice, seed=9, max_frames=8)
-    session.begin_turn()
-    session.push_text(TEXT)
-    session.end_text()
-    frames = torch.stack(list(session.frames()))
-    assert frames.shape == (8, 4)
-    assert len(torch.cat(list(session.audio()))) == 8 * 20
+    for seed in (9, 10):
+        whole = model.generate(TEXT, reference=voice, seed=seed, max_frames=8)
+        session = model.session(reference=voice, seed=seed, max_frames=8)
+        session.begin_turn()
+        for piece in (TEXT[:3], TEXT[3:]):
+            session.push_text(piece)
+        session.end_text()
+        wave = torch.cat(list(session.audio()))
+        assert torch.equal(session.codes(), whole.codes)
+        assert torch.equal(wave, whole.audio)
+    assert model.config.audio.temperature > 0
+    assert not torch.equal(whole.codes, model.generate(TEXT, reference=voice, seed=9, max_frames=8).codes)
 
 
 def test_without_a_tokenizer_there_are_codes() -> None:
@@ -198,17 +277,6 @@ def test_without_a_tokenizer_there_are_codes() -> None:
     assert all(chunk.audio is None for chunk in silent.stream(TEXT, seed=1))
 
 
-def test_only_the_latest_generations_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert HISTORY >= 100
-    monkeypatch.setattr("moss.generation.speech_model.HISTORY", 2)
-    model = talking("delay")
-    for name in "abc":
-        model.generate(TEXT, id=name)
-    model.generate(TEXT, reference="b")
-    with pytest.raises(GenerationError, match="'a': no such file"):
-        model.generate(TEXT, reference="a")
-
-
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_saved_and_loaded_it_says_the_same(models: dict[str, SpeechModel], name: str, tmp_path: Path) -> None:
     model = models[name]
@@ -217,7 +285,9 @@ def test_saved_and_loaded_it_says_the_same(models: dict[str, SpeechModel], name:
     tokenizer = CausalTokenizer()
     assert isinstance(tokenizer, AudioTokenizer)
     loaded = moss.load(folder, tokenizer=tokenizer)
-    settings: dict[str, Any] = {"seed": 1, "text_temperature": 0.0, "max_frames": 12}
+    settings: dict[str, Any] = {"seed": 1, "max_frames": 12}
+    if name != "realtime":
+        settings["text_temperature"] = 0.0
     speech = loaded.generate(TEXT, **settings)
     assert isinstance(speech, Speech)
     assert torch.equal(speech.codes, model.generate(TEXT, **settings).codes)

@@ -7,11 +7,54 @@ import pytest
 import torch
 from torch import Tensor
 
+from moss.config.schema import build
+from moss.config.tokenizer import CatConfig
 from moss.errors import GenerationError
-from moss.generation.streaming import FrameStream, Voicing
+from moss.generation.streaming import PAST_FRAMES, FrameStream, Voicing, default_past_frames
+from moss.tokenizer.cat import CatModel, CatTokenizer
 from tests.generation.toy import CausalTokenizer
 
 CODES = torch.randint(0, 16, (11, 4), generator=torch.Generator().manual_seed(0))
+
+
+def cat(context_s: float) -> CatTokenizer:
+    """A network of a few hundred values, 20 frames a second."""
+    stage = {"kind": "transformer", "hidden_size": 8, "num_layers": 2, "num_heads": 2, "intermediate_size": 8}
+    stage |= {"context_s": context_s, "layer_scale_init": 1.0}
+    settings = {
+        "kind": "cat",
+        "sampling_rate_hz": 400,
+        "samples_per_frame": 20,
+        "encoder": [
+            {"kind": "patch", "patch_size": 10},
+            stage | {"input_size": 10, "output_size": 4},
+            {"kind": "patch", "patch_size": 2},
+            stage | {"input_size": 8, "output_size": 6},
+        ],
+        "quantizer": {"input_size": 6, "residual_size": 4, "output_size": 6, "num_codebooks": 4, "code_size": 4}
+        | {"codebook_size": 16},
+    }
+    torch.manual_seed(0)
+    return CatTokenizer(CatModel(build(CatConfig, settings)))
+
+
+def test_a_tokenizer_that_sees_a_little_is_decoded_exactly() -> None:
+    tokenizer = cat(0.1)
+    # Two stages of two layers of 0.1 s.
+    past = default_past_frames(tokenizer)
+    assert past == 8
+    codes = torch.randint(0, 16, (30, 4))
+    whole, step = tokenizer.decode([codes])[0], tokenizer.spec.samples_per_frame
+    for frame in (9, 20, 29):
+        part = tokenizer.decode([codes[frame - past : frame + 1]])[0]
+        assert torch.allclose(part[-step:], whole[frame * step : (frame + 1) * step], atol=1e-5)
+    # It does see more than a single frame.
+    assert not torch.allclose(tokenizer.decode([codes[29:]])[0], whole[-step:], atol=1e-5)
+
+
+def test_others_are_decoded_with_ten_seconds() -> None:
+    assert default_past_frames(cat(10.0)) == PAST_FRAMES == 125
+    assert default_past_frames(CausalTokenizer()) == 125
 
 
 def frame_by_frame(on_frames: Callable[[int, Tensor], None], _: object) -> None:

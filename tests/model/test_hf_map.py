@@ -62,6 +62,7 @@ REALTIME: dict[str, Any] = {
     "rvq": 16,
     "audio_vocab_size": 1027,
 }
+_OTHER_ROOTS = (("local_v15", "qwen3_config"), ("realtime", "local_config"))
 PUBLISHED_CONFIGS = {"delay": DELAY, "local": LOCAL, "local_v15": V15, "realtime": REALTIME}
 
 
@@ -79,7 +80,8 @@ def test_architecture_by_model_type_and_depth() -> None:
         name: name for name in PUBLISHED_CONFIGS
     }
     with pytest.raises(
-        CheckpointError, match="model_type 'qwen3' is no generator of this family; expected one of moss_"
+        CheckpointError,
+        match="model_type 'qwen3' is no generator .*; expected one of moss_.*; choose a checkpoint",
     ):
         architecture_of({"model_type": "qwen3"})
     with pytest.raises(CheckpointError, match="model_type None is no generator"):
@@ -128,11 +130,11 @@ def test_member_and_template(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("published", "message"),
     [
-        ({"language_config": LANGUAGE, "local_num_layers": 4}, "this is a MossTTSLocal checkpoint, not MossTTSDelay"),
-        ({"model_type": "qwen3"}, "config.json has no language_config: not a MossTTSDelay checkpoint"),
+        ({"language_config": LANGUAGE, "local_num_layers": 4}, "a MossTTSLocal checkpoint, not MossTTSDelay; read it"),
+        ({"model_type": "qwen3"}, "no language_config: not a MossTTSDelay checkpoint; fetch it again, or"),
         (
             DELAY | {"language_config": {k: v for k, v in LANGUAGE.items() if k != "num_hidden_layers"}},
-            r"config\.json: language_config\.num_hidden_layers is missing",
+            r"config\.json: language_config\.num_hidden_layers is missing; fetch it again, or add what the weights",
         ),
     ],
 )
@@ -183,10 +185,23 @@ def test_all_missing_fields_are_named() -> None:
         (DELAY | {"audio_pad_code": 0}, "audio_pad_code is 0; only 1024 is supported"),
         (DELAY | {"language_config": LANGUAGE | {"hidden_act": "gelu"}}, "hidden_act is 'gelu'; only 'silu'"),
         (DELAY | {"language_config": LANGUAGE | {"rope_parameters": {"rope_type": "yarn"}}}, "rope_type is 'yarn'"),
+        *(
+            (
+                PUBLISHED_CONFIGS[name] | {root: PUBLISHED_CONFIGS[name][root] | {"rope_scaling": scaling}},
+                rf"this program has; choose a checkpoint without these, or run it with its own .*\n  {root}\.{words}",
+            )
+            for name, root in (*((n, "language_config") for n in ("delay", "local", "realtime")), *_OTHER_ROOTS)
+            for scaling, words in (
+                ({"type": "yarn", "factor": 4.0}, r"rope_scaling\.type is 'yarn'; only 'default' or 'linear' is sup"),
+                ({"rope_type": "dynamic"}, r"rope_scaling\.rope_type is 'dynamic'; only"),
+                ({"type": "linear", "factor": 2.0}, r"rope_scaling\.factor is 2\.0; only 1 is supported"),
+                (4.0, r"rope_scaling is 4\.0; only an object is supported"),
+            )
+        ),
         (V15 | {"audio_codebook_sizes": [1024, 512]}, r"audio_codebook_sizes is \[1024, 512\]"),
         (V15 | {"gpt2_config": GPT2 | {"n_embd": 768}}, r"gpt2_config\.n_embd is 768; only 4096"),
         (REALTIME | {"local_config": REALTIME_DEPTH | {"rvq": 12}}, r"local_config\.rvq is 12; only 16"),
-        (REALTIME | {"audio_vocab_size": "many"}, "audio_vocab_size cannot be 'many'"),
+        (REALTIME | {"audio_vocab_size": "many"}, "audio_vocab_size cannot be 'many'; fetch the file again"),
         (DELAY | {"n_vq": "many"}, "num_codebooks: expected a whole number, got 'many'"),
         (V15 | {"local_text_head_mode": "both"}, "stop_head: expected one of binary, full_vocab, got 'both'"),
         (V15 | {"gpt2_config": GPT2 | {"position_embedding_type": ["rope"]}}, "position_embedding_type cannot be"),
@@ -195,6 +210,11 @@ def test_all_missing_fields_are_named() -> None:
 def test_a_network_that_we_do_not_have(published: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         model_config(published)
+
+
+@pytest.mark.parametrize("scaling", [None, {"type": "default"}, {"rope_type": "linear", "factor": 1.0}])
+def test_rotary_positions_that_change_nothing(scaling: dict[str, Any] | None) -> None:
+    assert delay_config(DELAY | {"language_config": LANGUAGE | {"rope_scaling": scaling}}) == delay_config(DELAY)
 
 
 def fixture_configs() -> dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]]]]:
@@ -249,7 +269,7 @@ def test_only_what_changed_is_changed() -> None:
         published_config(dataclasses.replace(model_config(sizes), num_codebooks=3), sizes)["audio_codebook_sizes"]
         == [1024] * 3
     )
-    with pytest.raises(CheckpointError, match="the original is of architecture delay, the model local"):
+    with pytest.raises(CheckpointError, match="original is of architecture delay, the model local; name the folder"):
         published_config(model_config(LOCAL), DELAY)
 
 
@@ -270,7 +290,10 @@ def test_mirrors_and_constants_of_a_new_config() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no config.json, so this is not a published checkpoint"),
+        (
+            None,
+            "no config.json, so this is not a published checkpoint; name the folder that holds both",
+        ),
         ("{", "config.json: cannot be read as JSON"),
         ("[]", "config.json: expected a JSON object, got list"),
     ],

@@ -1,11 +1,18 @@
 """What holds for every architecture: packing, caching, padding, fusing, checkpointing and sharing change nothing."""
 
+from collections import Counter
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from moss.config.model import TextTokenizerConfig, TextTokenizerKind
 from moss.loss import LossSums, channel_loss_sums, weighted_mean
+from moss.model.checkpoint import ModelCard, load_generator, save_generator
+from moss.model.decoder_weights import layer_weights
 from moss.model.delay import DelayModel
 from moss.model.depth import DepthBlock
 from moss.model.interface import Generator, rows_together, without_codes_outside
@@ -186,6 +193,30 @@ def test_fusing_changes_no_result_and_copies_nothing(model: Generator) -> None:
     model.fuse_()
     assert addresses == {name: value.data_ptr() for name, value in model.named_parameters()}
     assert sizes == {name: value.shape for name, value in model.state_dict().items()}
+
+
+def test_a_fused_model_is_saved_like_any_other(model: Generator, tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.fuse_()
+    layer_weights(model.backbone)
+    shared = Counter(value.untyped_storage().data_ptr() for value in model.state_dict().values())
+    assert max(shared.values()) > 1, "nothing is fused"
+    card = ModelCard(
+        model=model.config,
+        text_tokenizer=TextTokenizerConfig(kind=TextTokenizerKind.compact),
+        text_fingerprint="abc",
+        tokenizer=None,
+        tokenizer_config=None,
+        step=0,
+    )
+    save_generator(model, card, tmp_path / "saved")
+    stored = load_file(tmp_path / "saved" / "model.safetensors")
+    assert stored.keys() == before.keys()
+    for name, value in load_generator(tmp_path / "saved")[0].state_dict().items():
+        assert torch.equal(stored[name], before[name]), name
+        assert torch.equal(value, before[name]), name
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 @torch.no_grad()

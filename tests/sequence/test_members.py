@@ -69,7 +69,7 @@ def test_pronunciation_and_pauses_pass_untouched(template: Template, text: str) 
     ],
 )
 def test_what_the_published_normaliser_changes(text: str, normalised: str) -> None:
-    assert member_prompt(Member.tts, DELAY, text=text).text == normalised
+    assert member_prompt(Member.tts, DELAY, text=text, reference=True).text == normalised
     assert member_prompt(Member.tts, LOCAL, text=text).text == text
 
 

@@ -75,12 +75,47 @@ KEPT = [
     "{laugh} sure",
     "nin2 hao3 nǐ hǎo",
 ]
+SPOKEN_CASES = [
+    "/ˈhɛloʊ...  wɜːld -- eh??/",
+    "/ə.../ or /ɛ--/, /k’æt  s/!",
+    "say it [pause  1.5s ] now",
+    "我/ˈtɛst--a/你",
+    "《书》/ŋ.../",
+    "word/wɜːd.../ next",
+    "#tag/aɪ--/ b",
+]
+NOT_SPOKEN = [
+    "1/2/3...4",
+    "/ ŋ.../ x",
+    "//ŋ...// x",
+    "/a...b/",
+    "他/她...ŋ，它/ x",
+    "https://x.example/ŋ...b/ y",
+    "[pause...]",
+]
 EXAMPLES = [*CONTROLS, *LINES, *PROTECTED_CASES, *SPACING_CASES, *STRUCTURE_CASES, *REPEAT_CASES]
 
 
 @pytest.mark.parametrize(("text", "expected"), [*EXAMPLES, *((text, text) for text in KEPT)])
 def test_example(text: str, expected: str) -> None:
     assert normalize_tts_text(text) == expected
+
+
+@pytest.mark.parametrize("text", SPOKEN_CASES)
+def test_ipa_and_pauses_pass_through_by_default(text: str) -> None:
+    assert normalize_tts_text(text) == text
+    assert normalize_tts_text(text, reference=True) != text or text.startswith("#"), "shows nothing"
+    assert normalize_tts_text(f"  {text}   and...").startswith(text)
+
+
+@pytest.mark.parametrize("text", NOT_SPOKEN)
+def test_what_only_looks_like_ipa_is_cleaned_as_published(text: str) -> None:
+    assert normalize_tts_text(text) == normalize_tts_text(text, reference=True)
+
+
+def test_private_characters_of_a_text_are_no_marks() -> None:
+    text = "\U000f0000 /ŋ.../ ___PROT0___ #a/ŋ--/"
+    assert normalize_tts_text(text) == "/ŋ.../ #a/ŋ--/ #a/ŋ--/"
 
 
 @pytest.mark.parametrize("text", ["", " \n\t ", "\u200b\ufeff", "\r\n\u3000\n"])

@@ -17,6 +17,7 @@ from moss.data.shard import open_datasets
 from moss.loss import channel_loss_sums, expand_channel_weights, weighted_mean
 from moss.model.build import build_model
 from moss.model.depth import DepthBlock
+from moss.spec import IGNORE_LABEL
 from moss.training.lit_lm import LitGenerator, channel_names, draw_frames, draw_key
 from moss.training.run import build_builder
 from tests.tiny import tiny_shards
@@ -86,6 +87,64 @@ def test_rows_of_a_step_have_the_gradient_of_the_whole_step(
     positions, flops = module.work(rows[0])
     assert positions == rows[0].num_positions
     assert flops > 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_channel_without_targets(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
+) -> None:
+    config = small_config(architecture, shards, tmp_path, loss__channel_weights="[1,2,3,4,5]")
+    module, logged = module_of(config, monkeypatch)
+    counts = torch.tensor([4, 2, 2, 2, 0])
+    # The published Local v1.5 leaves its weight out, the others divide by it as well.
+    divisor = 10 if architecture == "local_v15" else 15
+    assert float(module.mean(2.0 * counts, counts)) == pytest.approx(2 * 10 / divisor)
+    # In a step, what counts is whether any of its rows has targets.
+    row = rows_of(config)[0]
+    module.training_step(row, 0)
+    whole = float(logged["train/loss"])
+    without = replace(row, labels=row.labels.clone(), step_counts=row.step_counts.clone())
+    without.labels[..., 4] = IGNORE_LABEL
+    module.training_step(without, 0)
+    sums = whole * 15 - 5 * float(logged_mean(module, row, 4))
+    if architecture != "realtime":
+        assert float(logged["train/loss"]) == pytest.approx(sums / 15, rel=1e-5)
+        without.step_counts[4] = 0
+        module.training_step(without, 0)
+        assert float(logged["train/loss"]) == pytest.approx(sums / divisor, rel=1e-5)
+
+
+def logged_mean(module: LitGenerator, row: TokenBatch, channel: int) -> Tensor:
+    """Mean cross-entropy of one channel of a row, computed whole."""
+    seen = module.model.supervised(module.model(row.tokens, document_lengths=row.document_lengths).hidden, row.labels)
+    sums = channel_loss_sums(seen.states, seen.labels, module.model.head_weight)
+    return (sums.sums / sums.counts).detach()[channel]
+
+
+@pytest.mark.parametrize("architecture", DEPTH)
+def test_logged_means_are_over_the_frames_that_were_computed(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
+) -> None:
+    config = small_config(architecture, shards, tmp_path, loss__depth_frac=0.25)
+    row = rows_of(config)[0]
+    module, logged = module_of(config, monkeypatch)
+    module.training_step(row, 0)
+    # The same frames, without the factor that makes them stand for all.
+    seen = module.model.supervised(
+        module.model(row.tokens, document_lengths=row.document_lengths).hidden, row.labels, module._frames(row)
+    )
+    assert seen.scales is not None
+    assert float(seen.scales[1]) > 3
+    sums = channel_loss_sums(seen.states, seen.labels, module.model.head_weight)
+    means = dict(zip(channel_names(config.model), (sums.sums / sums.counts).tolist(), strict=True))
+    for name, mean in means.items():
+        if name is not None:
+            assert float(logged[f"train/loss/{name}"]) == pytest.approx(mean, rel=1e-5)
+    # A row without any target adds nothing to them.
+    empty = replace(row, labels=torch.full_like(row.labels, IGNORE_LABEL), cursor=row.step)
+    module.training_step(empty, 0)
+    module.training_step(row, 0)
+    assert float(logged["train/loss/codebook_00"]) == pytest.approx(means["codebook_00"], rel=1e-5)
 
 
 def test_channel_names() -> None:
