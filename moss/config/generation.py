@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from moss.config.schema import section
+from moss.config.schema import below_one, section
 
 
 class Compatibility(StrEnum):
@@ -87,7 +87,7 @@ class GenerationConfig:
     def validate(self) -> list[str]:
         """Ranges."""
         names = ("max_frames", "batch_size")
-        problems = [f"{n}: must be at least 1, got {getattr(self, n)}" for n in names if getattr(self, n) < 1]
+        problems = below_one(self, names)
         if self.num_codebooks is not None and self.num_codebooks < 1:
             problems.append(f"num_codebooks: must be at least 1, got {self.num_codebooks}")
         if self.runaway_repeats < 0:

@@ -5,7 +5,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar
 
-from moss.config.schema import section
+from moss.config.schema import below_one, section
 from moss.spec import SpecialTokens
 
 
@@ -93,10 +93,8 @@ class ModelConfig:
 
 def geometry_problems(model: ModelConfig) -> list[str]:
     """What is impossible about the sizes of a generator."""
-    problems = []
-    for name in ("num_codebooks", "codebook_size", "vocab_size", "hidden_size", "num_layers", "max_positions"):
-        if getattr(model, name) < 1:
-            problems.append(f"{name}: must be at least 1, got {getattr(model, name)}")
+    names = ("num_codebooks", "codebook_size", "vocab_size", "hidden_size", "num_layers", "max_positions")
+    problems = below_one(model, names)
     if model.num_kv_heads < 1 or model.num_heads % model.num_kv_heads:
         problems.append(f"num_heads: {model.num_heads} is not a multiple of num_kv_heads={model.num_kv_heads}")
     if model.head_dim < 2 or model.head_dim % 2:
@@ -174,8 +172,7 @@ class LocalModelConfig(DelayModelConfig):
     def validate(self) -> list[str]:
         """Delay's rules; the depth widths."""
         names = ("depth_hidden_size", "depth_num_layers", "depth_intermediate_size", "depth_mlp_size")
-        problems = [f"{n}: must be at least 1, got {getattr(self, n)}" for n in names if getattr(self, n) < 1]
-        return problems + geometry_problems(self) + special_id_problems(self, self.special_tokens)
+        return below_one(self, names) + geometry_problems(self) + special_id_problems(self, self.special_tokens)
 
 
 class DepthPosition(StrEnum):
@@ -234,10 +231,7 @@ class LocalV15ModelConfig(ModelConfig):
 
     def validate(self) -> list[str]:
         """Geometry, ids, depth heads that divide the width."""
-        problems = []
-        for name in ("depth_num_layers", "depth_num_heads", "depth_intermediate_size"):
-            if getattr(self, name) < 1:
-                problems.append(f"{name}: must be at least 1, got {getattr(self, name)}")
+        problems = below_one(self, ("depth_num_layers", "depth_num_heads", "depth_intermediate_size"))
         if self.depth_num_heads >= 1 and self.hidden_size % self.depth_num_heads:
             problems.append(f"depth_num_heads: {self.depth_num_heads} do not divide hidden_size={self.hidden_size}")
         return problems + geometry_problems(self) + special_id_problems(self, self.special_tokens)
@@ -295,10 +289,7 @@ class RealtimeModelConfig(ModelConfig):
 
     def validate(self) -> list[str]:
         """Geometry, ids, depth heads."""
-        problems = []
-        for name in ("depth_num_layers", "depth_num_kv_heads", "depth_intermediate_size", "text_lead"):
-            if getattr(self, name) < 1:
-                problems.append(f"{name}: must be at least 1, got {getattr(self, name)}")
+        problems = below_one(self, ("depth_num_layers", "depth_num_kv_heads", "depth_intermediate_size", "text_lead"))
         if self.depth_num_kv_heads >= 1 and self.depth_num_heads % self.depth_num_kv_heads:
             problems.append(
                 f"depth_num_heads: {self.depth_num_heads} is no multiple of "

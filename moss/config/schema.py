@@ -10,7 +10,7 @@ import enum
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
@@ -60,6 +60,11 @@ def check(cls: type, values: Mapping[str, Any]) -> list[str]:
     problems: list[str] = []
     _build_section(cls, values, "", problems)
     return problems
+
+
+def below_one(settings: Any, names: Iterable[str]) -> list[str]:
+    """What `validate` says of fields that must be at least 1 and are not."""
+    return [f"{n}: must be at least 1, got {getattr(settings, n)}" for n in names if getattr(settings, n) < 1]
 
 
 def to_plain(value: Any) -> Any:

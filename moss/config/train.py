@@ -5,7 +5,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from moss.config.model import DEPTH_ARCHITECTURES, ModelConfig, TextTokenizerConfig
-from moss.config.schema import section
+from moss.config.schema import below_one, section
 from moss.config.tokenizer import TokenizerConfig
 from moss.config.tokenizer_training import TokenizerTrainingConfig
 
@@ -75,10 +75,7 @@ class DataConfig:
 
     def validate(self) -> list[str]:
         """Ranges."""
-        problems = []
-        for name in ("positions_per_micro_batch", "micro_batches_per_step", "packing_window"):
-            if getattr(self, name) < 1:
-                problems.append(f"{name}: must be at least 1, got {getattr(self, name)}")
+        problems = below_one(self, ("positions_per_micro_batch", "micro_batches_per_step", "packing_window"))
         for name in ("duration_frac", "max_dropped_frac", "clone_frac", "sequence_dropout_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 problems.append(f"{name}: must be in [0, 1], got {getattr(self, name)}")
@@ -199,9 +196,7 @@ class CheckpointConfig:
 
     def validate(self) -> list[str]:
         """Ranges."""
-        return [
-            f"{n}: must be at least 1, got {getattr(self, n)}" for n in ("every_steps", "keep") if getattr(self, n) < 1
-        ]
+        return below_one(self, ("every_steps", "keep"))
 
 
 @section
@@ -228,7 +223,7 @@ class ScheduleConfig:
     def validate(self) -> list[str]:
         """Ranges."""
         names = ("max_steps", "validate_every_steps", "max_validation_examples")
-        return [f"{n}: must be at least 1, got {getattr(self, n)}" for n in names if getattr(self, n) < 1]
+        return below_one(self, names)
 
 
 @section

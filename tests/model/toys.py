@@ -33,10 +33,13 @@ GEOMETRY: dict[str, Any] = {
     "im_start_token_id": 31,
     "im_end_token_id": 32,
 }
-DELAY_IDS: dict[str, Any] = {
+AUDIO_IDS: dict[str, Any] = {
     "audio_start_token_id": 33,
     "audio_end_token_id": 34,
     "audio_user_slot_token_id": 35,
+}
+DELAY_IDS: dict[str, Any] = {
+    **AUDIO_IDS,
     "audio_assistant_gen_slot_token_id": 36,
     "audio_assistant_delay_slot_token_id": 37,
 }
@@ -52,9 +55,7 @@ CONFIGS: dict[str, ModelConfig] = {
     ),
     "local_v15": LocalV15ModelConfig(
         **GEOMETRY,
-        audio_start_token_id=33,
-        audio_end_token_id=34,
-        audio_user_slot_token_id=35,
+        **AUDIO_IDS,
         audio_assistant_slot_token_id=36,
         depth_num_layers=2,
         depth_num_heads=4,
@@ -74,9 +75,7 @@ CONFIGS: dict[str, ModelConfig] = {
 DEPTH_NAMES = ["local", "local_v15", "realtime"]
 FULL_VOCAB = LocalV15ModelConfig(
     **GEOMETRY,
-    audio_start_token_id=33,
-    audio_end_token_id=34,
-    audio_user_slot_token_id=35,
+    **AUDIO_IDS,
     audio_assistant_slot_token_id=36,
     depth_num_layers=1,
     depth_num_heads=4,

@@ -11,26 +11,9 @@ from moss.config.model import (
     RealtimeModelConfig,
 )
 from moss.config.train import TrainConfig
+from tests.model.toys import AUDIO_IDS, DELAY_IDS, GEOMETRY
 from tests.tiny import tiny_overrides
 
-_SHARED = {
-    "num_codebooks": 3,
-    "codebook_size": 10,
-    "vocab_size": 40,
-    "hidden_size": 32,
-    "num_layers": 2,
-    "num_heads": 4,
-    "num_kv_heads": 2,
-    "head_dim": 16,
-    "intermediate_size": 48,
-    "max_positions": 64,
-    "initializer_range": 0.2,
-    "pad_token_id": 30,
-    "im_start_token_id": 31,
-    "im_end_token_id": 32,
-}
-_SLOTS = {"audio_start_token_id": 33, "audio_end_token_id": 34, "audio_user_slot_token_id": 35}
-_DELAY = {**_SHARED, **_SLOTS, "audio_assistant_gen_slot_token_id": 36, "audio_assistant_delay_slot_token_id": 37}
 _LOCAL = {"depth_hidden_size": 24, "depth_num_layers": 2, "depth_intermediate_size": 40, "depth_mlp_size": 20}
 _V15 = {"depth_num_layers": 1, "depth_num_heads": 4, "depth_intermediate_size": 40}
 _REALTIME = {
@@ -42,11 +25,11 @@ _REALTIME = {
 }
 
 CONFIGS: dict[str, ModelConfig] = {
-    "delay": DelayModelConfig(**_DELAY),  # type: ignore[arg-type]
-    "local": LocalModelConfig(**_DELAY, **_LOCAL),  # type: ignore[arg-type]
-    "local_v15": LocalV15ModelConfig(**_SHARED, **_SLOTS, audio_assistant_slot_token_id=36, **_V15),  # type: ignore[arg-type]
+    "delay": DelayModelConfig(**GEOMETRY, **DELAY_IDS),
+    "local": LocalModelConfig(**GEOMETRY, **DELAY_IDS, **_LOCAL),  # type: ignore[arg-type]
+    "local_v15": LocalV15ModelConfig(**GEOMETRY, **AUDIO_IDS, audio_assistant_slot_token_id=36, **_V15),  # type: ignore[arg-type]
     "realtime": RealtimeModelConfig(
-        **_SHARED,  # type: ignore[arg-type]
+        **GEOMETRY,
         reference_audio_pad_token_id=35,
         text_pad_token_id=36,
         **_REALTIME,  # type: ignore[arg-type]
