@@ -143,9 +143,9 @@ class Generator(nn.Module, abc.ABC):
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Recompute the blocks' activations in the backward pass instead of keeping them, or keep them again."""
         if enabled:
-            self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+            self.backbone.activation_checkpointing_enable({"use_reentrant": False})
         else:
-            self.backbone.gradient_checkpointing_disable()
+            self.backbone.activation_checkpointing_disable()
         for module in self.modules():
             if isinstance(module, DepthNetwork):
                 module.checkpointing = enabled
