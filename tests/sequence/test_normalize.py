@@ -1,12 +1,16 @@
 """Every rule of the text normaliser, on examples of our own."""
 
+import gzip
+import io
 import re
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from moss.sequence.normalize import LINE_PREFIX, PROTECTED, REPEATS, SPACING, STRUCTURE, Rule, normalize_tts_text
+from tests.parity.fixture_files import DEFAULT_FOLDER
 
 CONTROLS = [
     ("one\u200b two\ufeff", "one two"),
@@ -163,3 +167,11 @@ def test_result_is_one_clean_line(text: str) -> None:
     assert result == result.strip()
     assert not set(result) & set("\n\u200b\t")
     assert "  " not in result
+
+
+def test_the_default_differs_in_no_ordinary_string() -> None:
+    """On the strings of our copy of the fixture; others may hold what the default protects."""
+    packed = (DEFAULT_FOLDER / "ref_delay.pt.gz").read_bytes()
+    cases = torch.load(io.BytesIO(gzip.decompress(packed)), weights_only=True)["normalizer"]
+    assert any("/" in text for _, text, _, _ in cases)
+    assert {name: normalize_tts_text(text) for name, text, _, _ in cases} == {name: made for name, _, _, made in cases}
