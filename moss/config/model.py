@@ -191,6 +191,9 @@ class StopHead(StrEnum):
     """The whole text vocabulary, tied to the text table."""
 
 
+DEPTH_ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
+
+
 @section
 class LocalV15ModelConfig(ModelConfig):
     """MossTTSLocal v1.5: N depth positions per frame, heads tied to the embeddings, a stop head beside code 0."""
@@ -232,6 +235,9 @@ class LocalV15ModelConfig(ModelConfig):
     def validate(self) -> list[str]:
         """Geometry, ids, depth heads that divide the width."""
         problems = below_one(self, ("depth_num_layers", "depth_num_heads", "depth_intermediate_size"))
+        if self.depth_activation not in DEPTH_ACTIVATIONS:
+            names = ", ".join(DEPTH_ACTIVATIONS)
+            problems.append(f"depth_activation: expected one of {names}, got {self.depth_activation!r}")
         if self.depth_num_heads >= 1 and self.hidden_size % self.depth_num_heads:
             problems.append(f"depth_num_heads: {self.depth_num_heads} do not divide hidden_size={self.hidden_size}")
         return problems + geometry_problems(self) + special_id_problems(self, self.special_tokens)
