@@ -1,7 +1,7 @@
 """What every generator offers: the shared backbone pass, what its heads see in training, one frame in generation."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -203,6 +203,25 @@ def labelled_rows(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     flat = labels.reshape(-1, labels.shape[-1])
     rows = (flat != IGNORE_LABEL).any(dim=1).nonzero().squeeze(1)
     return hidden.reshape(-1, hidden.shape[-1])[rows], flat[rows]
+
+
+def depth_supervised(
+    rows: Tensor, labels: Tensor, frames: Tensor | None, states: Callable[[Tensor, Tensor, int | None], Tensor]
+) -> Supervised:
+    """What the heads behind a depth network see, whose first output needs no code.
+
+    Args:
+        rows: Hidden states of the labelled positions, shape (rows, width).
+        labels: Shape (rows, channels).
+        frames: See `Generator.supervised`.
+        states: (rows, labels, n) -> the first n outputs of the depth network, all for None.
+    """
+    if frames is None:
+        return Supervised(states(rows, labels, None), labels)
+    kept, scales = without_codes_outside(labels, frames)
+    whole = states(rows[frames], labels[frames], None)
+    first = states(rows[~frames], labels[~frames], 1)
+    return Supervised(rows_together(frames, whole, first), kept, scales)
 
 
 def without_codes_outside(labels: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:

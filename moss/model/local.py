@@ -17,7 +17,7 @@ from moss.config.model import LocalModelConfig
 from moss.model.backbone import build_backbone
 from moss.model.channels import ChannelTables, embed_labels, weight_of
 from moss.model.depth import DepthFrame, DepthTransformer, SwiGlu, linear
-from moss.model.interface import Frame, Generator, Supervised, labelled_rows, rows_together, without_codes_outside
+from moss.model.interface import Frame, Generator, Supervised, depth_supervised, labelled_rows
 
 _HEAD_NORM_EPS = 1e-6
 
@@ -96,14 +96,8 @@ class LocalModel(Generator):
 
     def supervised(self, hidden: Tensor, labels: Tensor, frames: Tensor | None = None) -> Supervised:
         """The depth transformer's states of the labelled positions. See `Generator`."""
-        rows, labels = labelled_rows(hidden, labels)
-        if frames is None:
-            return Supervised(self.depth_states(rows, labels), labels)
-        kept, scales = without_codes_outside(labels, frames)
-        whole = self.depth_states(rows[frames], labels[frames])
         # The text channel comes first in depth, so one position is enough for the rows without codes.
-        text = self.depth_states(rows[~frames], labels[~frames], num_channels=1)
-        return Supervised(rows_together(frames, whole, text), kept, scales)
+        return depth_supervised(*labelled_rows(hidden, labels), frames, self.depth_states)
 
     def depth_states(self, hidden: Tensor, labels: Tensor, num_channels: int | None = None) -> Tensor:
         """Inputs of the heads.

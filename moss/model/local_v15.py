@@ -7,6 +7,7 @@ hidden states of the other positions are the same.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -19,7 +20,7 @@ from moss.model.backbone import build_backbone
 from moss.model.channels import ChannelTables, embed_labels, weight_of
 from moss.model.depth import DepthFrame, linear
 from moss.model.depth_gpt2 import Gpt2Depth
-from moss.model.interface import Frame, Generator, Supervised, labelled_rows, rows_together, without_codes_outside
+from moss.model.interface import Frame, Generator, Supervised, depth_supervised, labelled_rows
 from moss.spec import IGNORE_LABEL
 
 
@@ -78,13 +79,8 @@ class LocalV15Model(Generator):
         With the binary stop head other text ids have no target.
         """
         rows, labels = labelled_rows(hidden, labels)
-        labels = self._stop_labels(labels)
-        if frames is None:
-            return Supervised(self._by_channel(self.depth_states(rows, labels)), labels)
-        kept, scales = without_codes_outside(labels, frames)
-        whole = self.depth_states(rows[frames], labels[frames])
-        stops = self.depth_states(rows[~frames], labels[~frames], num_codebooks=1)
-        return Supervised(self._by_channel(rows_together(frames, whole, stops)), kept, scales)
+        seen = depth_supervised(rows, self._stop_labels(labels), frames, self.depth_states)
+        return replace(seen, states=self._by_channel(seen.states))
 
     def depth_states(self, hidden: Tensor, labels: Tensor, num_codebooks: int | None = None) -> Tensor:
         """Inputs of the code heads; the first is the stop head's too.
