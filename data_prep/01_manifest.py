@@ -11,20 +11,20 @@ from moss.data.command import run_command
 def main(arguments: Sequence[str]) -> None:
     """Read a source, write the manifest, print the summary."""
     from moss.data.manifest_build import MANIFEST, ManifestSettings, build_manifest
-    from moss.data.source_choice import SOURCES, candidates, duration_limits
-    from moss.data.summary import lengths_of_manifest, summary_lines, write_histogram
+    from moss.data.source_choice import FETCHED, SOURCES, candidates, duration_limits
+    from moss.data.summary import lengths_of_manifest, source_lines, summary_lines, write_histogram
 
     parser = argparse.ArgumentParser(prog="01_manifest.py", description=__doc__)
     add = parser.add_argument
     add("--root", type=Path, default=Path("data/speech"), help="data folder (default: %(default)s)")
-    add("--source", choices=SOURCES, default="asterisk", help="what to read (default: %(default)s, the fetched corpus)")
-    add("--input", type=Path, help="folder of audio + .txt, OpenMOSS JSONL, or meta.lst, for the other sources")
-    add("--languages", nargs="+", metavar="LANGUAGE", help="of the fetched corpus (default: all that are there)")
+    add("--source", choices=SOURCES, default=FETCHED, help="what to read (default: %(default)s, all that was fetched)")
+    add("--input", type=Path, help="what --source folder, openmoss-jsonl or meta-lst reads: that folder or file")
+    add("--languages", nargs="+", metavar="LANGUAGE", help="of the fetched corpora (default: all that are there)")
     add("--language", default="", help="of the texts, where the source does not say (two letters)")
     add("--speaker", default="", help="where the source does not say")
     add("--licence", default="", help="where the source does not say")
-    add("--min-duration-s", type=float, help="leave out shorter ones (default: 0.8 for asterisk, else 0)")
-    add("--max-duration-s", type=float, help="leave out longer ones (default: 12 for asterisk, else no limit)")
+    add("--min-duration-s", type=float, help="leave out shorter ones (default: 0.8 for what was fetched, else 0)")
+    add("--max-duration-s", type=float, help="leave out longer ones (default: 12 for what was fetched, else no limit)")
     add("--heldout-frac", type=float, default=0.2, help="fraction of texts never trained on (default: %(default)s)")
     add("--max-bad-frac", type=float, default=0.05, help="stop above this fraction of bad files (default: %(default)s)")
     add("--downmix", action="store_true", help="accept more than two channels, mixed by their mean")
@@ -41,7 +41,12 @@ def main(arguments: Sequence[str]) -> None:
     lengths = lengths_of_manifest(result.utterances)
     picture = options.root / "utterances_lengths.png"
     write_histogram(picture, lengths, "utterances")
-    lines = [*summary_lines(lengths), *result.lines(), f"written: {options.root / MANIFEST}, {picture}"]
+    lines = [
+        *summary_lines(lengths),
+        *source_lines(result.utterances),
+        *result.lines(),
+        f"written: {options.root / MANIFEST}, {picture}",
+    ]
     sys.stdout.write("\n".join(lines) + f"\nnext: data_prep/02_encode_codes.py --root {options.root}\n")
 
 

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _waves(utterances: Sequence[Utterance]) -> Iterator[FloatArray]:
     for utterance in track(utterances, "reading", len(utterances)):
-        yield load_audio(utterance.audio, SAMPLING_RATE_HZ).numpy()
+        yield load_audio(utterance.audio, SAMPLING_RATE_HZ, max_channels=utterance.max_channels).numpy()
 
 
 if __name__ == "__main__":

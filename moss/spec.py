@@ -21,6 +21,8 @@ class TokenizerSpec:
     samples_per_frame: int
     num_codebooks: int
     codebook_size: int
+    num_audio_channels: int = 1
+    """1: waveforms are (samples,). 2: (2, samples); `samples_per_frame` and all lengths count samples per channel."""
 
     @property
     def frames_per_s(self) -> float:
@@ -31,6 +33,11 @@ class TokenizerSpec:
     def pad_code(self) -> int:
         """The code that stands for "no code": one past the last entry; it decodes to nothing."""
         return self.codebook_size
+
+    @property
+    def bits_per_s(self) -> float:
+        """Bit rate of all codebooks."""
+        return self.num_codebooks * math.log2(self.codebook_size) * self.frames_per_s
 
     def num_frames(self, num_samples: int) -> int:
         """Frames needed for a waveform; a partial last frame counts as one (the ceil rule)."""

@@ -53,6 +53,7 @@ LAZY = {
     "peft",
     "pesq",
     "pyarrow",
+    "pycodec2",
     "pystoi",
     "resemblyzer",
     "silero_vad",

@@ -56,5 +56,5 @@ def test_model_preset_builds_and_fits_a_text_tokenizer(model: str) -> None:
 @pytest.mark.parametrize("benchmark", sorted(path.stem for path in (CONFIG_DIR / "benchmark").glob("*.yaml")))
 def test_benchmark_choice(benchmark: str) -> None:
     words = [f"benchmark={benchmark}", "output=o"]
-    words += {"generations": ["generations=g"], "tokenizer": ["tokenizer=mel_rvq", "manifest=m"]}[benchmark]
+    words += {"generations": ["generations=g"], "tokenizer": []}[benchmark]
     assert load_config(EvalConfig, "evaluate", words).benchmark == benchmark

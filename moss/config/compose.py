@@ -162,6 +162,8 @@ def _choose_group(override: Override, folder: Path, groups: list[str], problems:
     available = sorted(path.stem for path in folder.glob("*.yaml"))
     near = get_close_matches(name, available, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
+    if override.key_or_group == "tokenizer" and ("/" in name or os.sep in name or Path(name).is_dir()):
+        hint = "; a checkpoint folder goes into tokenizer.weights=... or, in evaluate.py, tokenizers=[...]"
     problems.append(f"{override.key_or_group}: there is no {name!r}; available: {', '.join(available)}{hint}")
 
 

@@ -14,7 +14,7 @@ class BenchmarkName(enum.StrEnum):
     GENERATIONS = "generations"
     """A folder with `generations.jsonl`, against its target clips."""
     TOKENIZER = "tokenizer"
-    """An audio tokenizer on held-out clips, at several codebook counts."""
+    """Audio tokenizers at several codebook counts, beside other codecs, on the same held-out clips."""
 
 
 class Metric(enum.StrEnum):
@@ -24,9 +24,14 @@ class Metric(enum.StrEnum):
     SIM = "sim"
     DURATION_ERROR = "duration_error"
     PESQ_NB_16K = "pesq_nb_16k"
+    PESQ_NB_8K = "pesq_nb_8k"
     PESQ_WB = "pesq_wb"
     STOI = "stoi"
     ESTOI = "estoi"
+    MEL_DISTANCE = "mel_distance"
+    STFT_DISTANCE = "stft_distance"
+    RTF = "rtf"
+    """Seconds of encoding and decoding for a second of audio."""
 
 
 class MissingPolicy(enum.StrEnum):
@@ -38,8 +43,41 @@ class MissingPolicy(enum.StrEnum):
     """The same, and the run ends with an error after everything was written."""
 
 
+class Baseline(enum.StrEnum):
+    """A codec that is no tokenizer of ours, for comparison."""
+
+    OPUS = "opus"
+    CODEC2 = "codec2"
+    MEL_GRIFFIN_LIM = "mel_griffin_lim"
+    """Mel frames and Griffin-Lim without any quantization: what bounds `mel_rvq`."""
+
+
+class DatasetKind(enum.StrEnum):
+    """How a folder of recordings with texts is laid out."""
+
+    LIBRISPEECH = "librispeech"
+    AISHELL = "aishell"
+    FOLDER = "folder"
+
+
 GENERATION_METRICS = (Metric.WER, Metric.SIM, Metric.DURATION_ERROR)
-TOKENIZER_METRICS = (Metric.PESQ_NB_16K, Metric.PESQ_WB, Metric.STOI, Metric.ESTOI, Metric.WER)
+TOKENIZER_METRICS = (
+    Metric.PESQ_NB_16K,
+    Metric.PESQ_NB_8K,
+    Metric.PESQ_WB,
+    Metric.STOI,
+    Metric.ESTOI,
+    Metric.SIM,
+    Metric.MEL_DISTANCE,
+    Metric.STFT_DISTANCE,
+    Metric.WER,
+    Metric.RTF,
+)
+
+DEFAULT_CODEBOOKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+DEFAULT_TOKENIZERS = ("cat_embedded", "mel_rvq")
+EMBEDDED_LANGUAGE = "en"
+EMBEDDED_MIN_DURATION_S = 1.5
 
 
 @section
@@ -98,7 +136,8 @@ class EvalConfig:
     """One scoring run."""
 
     output: Path
-    """Folder of scores.jsonl, scores.parquet, summary.json and report.html. A second run continues in it."""
+    """Folder of scores.jsonl, scores.parquet, summary.json and report.html; for tokenizers also table.md and
+    curves.png. A second run continues in it."""
     benchmark: BenchmarkName = BenchmarkName.GENERATIONS
     generations: Path | None = None
     """Folder with generations.jsonl (benchmark=generations)."""
@@ -107,14 +146,36 @@ class EvalConfig:
     training_run: Path | None = None
     """Folder of the training run, for the loss curves of the report."""
     manifest: Path | None = None
-    """utterances.jsonl (benchmark=tokenizer)."""
-    split: str = "heldout"
-    """Which utterances of the manifest are scored; an empty text takes all."""
-    tokenizer: TokenizerConfig | None = None
-    codebooks: list[int] = dataclasses.field(default_factory=list)
-    """Codebook counts to score. Empty: 1, 2, 4, 8, ... and all of them."""
+    """utterances.jsonl (benchmark=tokenizer). Null: the embedded corpus in data/speech, fetched on first use."""
+    split: str | None = None
+    """Which part is scored. Null: "heldout" of a manifest, the usual test part of a dataset. An empty text takes the
+    whole manifest."""
+    dataset: DatasetKind | None = None
+    """Read `data_dir` in this layout instead of a manifest."""
+    data_dir: Path | None = None
+    """The unpacked dataset, such as LibriSpeech/test-clean."""
+    language: str | None = None
+    """Score clips of this language only. Null: English of the embedded corpus, all of any other."""
+    min_duration_s: float | None = None
+    """Leave out shorter clips. Null: 1.5 for the embedded corpus, whose shorter clips are single words that a
+    recogniser spells in its own way whatever their sound; 0 for any other."""
     max_utterances: int | None = None
-    """Score a random part of the manifest, drawn by `bootstrap.seed`. Null: all."""
+    """Score a random part of the clips, drawn by `bootstrap.seed`. Null: all."""
+    tokenizer: TokenizerConfig | None = None
+    """One more tokenizer, by the group `tokenizer=<name>` and its settings; it comes first in the table."""
+    tokenizers: list[str] = dataclasses.field(default_factory=lambda: list(DEFAULT_TOKENIZERS))
+    """Names in configs/tokenizer, .yaml files or folders of published checkpoints. A tokenizer named twice is scored
+    once."""
+    codebooks: list[int] = dataclasses.field(default_factory=list)
+    """Codebook counts to score, as far as a tokenizer has them. Empty: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32 and all."""
+    baselines: list[Baseline] = dataclasses.field(default_factory=lambda: list(Baseline))
+    """Codecs beside the tokenizers."""
+    opus_bits_per_s: list[int] = dataclasses.field(default_factory=lambda: [6000, 8000, 12000])
+    """Bit rates of Opus; its lowest one is 6000."""
+    codec2_modes: list[str] = dataclasses.field(default_factory=lambda: ["700C", "1200", "2400"])
+    """Modes of Codec2, named by their bit rates."""
+    device: str | None = None
+    """Where tokenizers run, such as "cpu" or "cuda:0". Null: a GPU where there is one."""
     metrics: list[Metric] = dataclasses.field(default_factory=list)
     """Empty: those of the benchmark."""
     missing: MissingPolicy = MissingPolicy.COUNT_AS_ERROR
@@ -126,18 +187,35 @@ class EvalConfig:
 
     def validate(self) -> list[str]:
         """What each benchmark needs."""
-        problems = []
-        needed = ("generations",) if self.benchmark is BenchmarkName.GENERATIONS else ("manifest", "tokenizer")
-        for name in needed:
-            if getattr(self, name) is None:
-                problems.append(f"{name}: benchmark={self.benchmark.value} needs it, but it is not set")
+        is_generations = self.benchmark is BenchmarkName.GENERATIONS
+        problems = [] if is_generations else self._tokenizer_problems()
+        if is_generations and self.generations is None:
+            problems.append("generations: benchmark=generations needs it, but it is not set")
         if any(count < 1 for count in self.codebooks):
             problems.append(f"codebooks: expected counts of at least 1, got {self.codebooks}")
         if self.max_utterances is not None and self.max_utterances < 1:
             problems.append(f"max_utterances: expected at least 1, got {self.max_utterances}")
-        allowed = GENERATION_METRICS if self.benchmark is BenchmarkName.GENERATIONS else TOKENIZER_METRICS
+        if self.min_duration_s is not None and self.min_duration_s < 0:
+            problems.append(f"min_duration_s: expected 0 or more, got {self.min_duration_s}")
+        allowed = GENERATION_METRICS if is_generations else TOKENIZER_METRICS
         for metric in self.metrics:
             if metric not in allowed:
                 words = ", ".join(name.value for name in allowed)
                 problems.append(f"metrics: benchmark={self.benchmark.value} has {words}; got {metric.value!r}")
+        return problems
+
+    def _tokenizer_problems(self) -> list[str]:
+        problems = []
+        if self.dataset is not None and self.data_dir is None:
+            problems.append(f"data_dir: dataset={self.dataset.value} needs the folder to read, but it is not set")
+        if self.dataset is None and self.data_dir is not None:
+            words = ", ".join(kind.value for kind in DatasetKind)
+            problems.append(f"dataset: data_dir needs its layout, one of {words}, but it is not set")
+        if self.dataset is not None and self.manifest is not None:
+            problems.append("manifest: is another source of clips than dataset; set one of them")
+        if self.tokenizer is None and not self.tokenizers and not self.baselines:
+            problems.append("tokenizers: nothing to score; name a tokenizer or a baseline")
+        for baseline, name in ((Baseline.OPUS, "opus_bits_per_s"), (Baseline.CODEC2, "codec2_modes")):
+            if baseline in self.baselines and not getattr(self, name):
+                problems.append(f"{name}: names no setting; name one, or leave {baseline.value!r} out of baselines")
         return problems

@@ -1,8 +1,9 @@
 """Settings of the audio tokenizers: which one, its geometry, and where its weights are."""
 
 import dataclasses
+from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from moss.config.schema import section
 from moss.spec import TokenizerSpec
@@ -31,6 +32,33 @@ class MelRvqConfig(TokenizerConfig):
     def validate(self) -> list[str]:
         """At least one iteration."""
         return _at_least_one(griffin_lim_iterations=self.griffin_lim_iterations)
+
+
+class Part(StrEnum):
+    """Which half of a tokenizer is built and loaded; the quantizer belongs to both."""
+
+    full = "full"
+    encoder = "encoder"
+    """Encodes only: half the memory, for preparing data."""
+    decoder = "decoder"
+    """Decodes only: half the memory, for generation without reference clips."""
+
+
+class ComputeDtype(StrEnum):
+    """Arithmetic of the transformers on a GPU; the quantizer, and everything on a CPU, is float32."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class BatchPolicy(StrEnum):
+    """How waveforms of several items share a forward pass."""
+
+    single = "single"
+    """One at a time: padding and batch size can then not change a code, on any device."""
+    bucketed = "bucketed"
+    """Items of similar length together, zero-padded on the right, in buckets of bounded work."""
 
 
 @section
@@ -72,6 +100,16 @@ class TransformerStage(CatStage):
     layer_scale_init: float = 0.01
     always_project: bool = False
     """Input and output projections even where the widths agree, as the 48 kHz checkpoints have them."""
+
+    @property
+    def has_input_projection(self) -> bool:
+        """Whether a linear map stands before the blocks."""
+        return self.always_project or self.input_size != self.hidden_size
+
+    @property
+    def has_output_projection(self) -> bool:
+        """Whether a linear map stands behind the blocks."""
+        return self.always_project or self.output_size != self.hidden_size
 
     def validate(self) -> list[str]:
         """Positive sizes, and heads that divide the width evenly for rotary pairs."""
@@ -151,10 +189,21 @@ class CatConfig(TokenizerConfig):
     kind: str = "cat"
     sampling_rate_hz: int = 24_000
     samples_per_frame: int = 1920
+    """Samples per channel."""
+    num_audio_channels: int = 1
+    """2: the channels are interleaved sample by sample into one stream of twice the rate, as the 48 kHz checkpoints do;
+    the patches then multiply to twice `samples_per_frame`."""
+    shipped: str | None = None
+    """Name of weights that come with the package, used where `weights` is null."""
+    part: Part = Part.full
+    compute_dtype: ComputeDtype = ComputeDtype.fp32
+    batch_policy: BatchPolicy = BatchPolicy.single
     encoder: list[CatStage] = dataclasses.field(default_factory=_published_encoder)
     decoder: list[CatStage] | None = None
     """Null: the mirrored encoder (stages reversed, input and output widths swapped)."""
     quantizer: QuantizerConfig = QuantizerConfig()
+    unverified: list[str] = dataclasses.field(default_factory=list)
+    """Fields of a published preset whose value nobody has checked against the published config.json."""
 
     def spec(self) -> TokenizerSpec:
         """Rates and code sizes."""
@@ -163,7 +212,30 @@ class CatConfig(TokenizerConfig):
             samples_per_frame=self.samples_per_frame,
             num_codebooks=self.quantizer.num_codebooks,
             codebook_size=self.quantizer.codebook_size,
+            num_audio_channels=self.num_audio_channels,
         )
+
+    @property
+    def positions_per_s(self) -> float:
+        """Rate of the interleaved stream that the first encoder stage sees."""
+        return float(self.sampling_rate_hz * self.num_audio_channels)
+
+    def geometry(self) -> dict[str, Any]:
+        """What makes it this network, by dotted name: equal for equal networks, however their settings are written.
+
+        Where the weights are, which half is built and how they are computed is no part of it, nor is what only counts
+        before training.
+        """
+        flat: dict[str, Any] = {
+            "sampling_rate_hz": self.sampling_rate_hz,
+            "samples_per_frame": self.samples_per_frame,
+            "num_audio_channels": self.num_audio_channels,
+        }
+        for side, stages in (("encoder", self.encoder), ("decoder", self.decoder_stages())):
+            for i, stage in enumerate(stages):
+                flat |= {f"{side}[{i}].{name}": value for name, value in _stage_geometry(stage).items()}
+        names = [field.name for field in dataclasses.fields(self.quantizer)]
+        return flat | {f"quantizer.{name}": getattr(self.quantizer, name) for name in names}
 
     def decoder_stages(self) -> list[CatStage]:
         """The decoder in execution order, mirrored from the encoder where the settings leave it open."""
@@ -179,6 +251,8 @@ class CatConfig(TokenizerConfig):
     def validate(self) -> list[str]:
         """Both stacks must chain: widths meet, and the patches multiply to one frame."""
         problems = _at_least_one(sampling_rate_hz=self.sampling_rate_hz, samples_per_frame=self.samples_per_frame)
+        if self.num_audio_channels not in (1, 2):
+            problems.append(f"num_audio_channels: expected 1 or 2, got {self.num_audio_channels}")
         if problems:
             return problems
         problems += self._check_stack("encoder", self.encoder, 1, self.quantizer.input_size)
@@ -206,11 +280,24 @@ class CatConfig(TokenizerConfig):
                 width = stage.output_size
         if width != final_width:
             problems.append(f"{name}: ends with width {width}, expected {final_width}")
-        if patches != self.samples_per_frame:
+        wanted = self.samples_per_frame * self.num_audio_channels
+        if patches != wanted:
             problems.append(
                 f"{name}: the patches multiply to {patches}, expected samples_per_frame {self.samples_per_frame}"
+                + f" x {self.num_audio_channels} channels" * (self.num_audio_channels > 1)
             )
         return problems
+
+
+def _stage_geometry(stage: CatStage) -> dict[str, Any]:
+    if not isinstance(stage, TransformerStage):
+        return {field.name: getattr(stage, field.name) for field in dataclasses.fields(stage)}
+    left_out = ("always_project", "layer_scale_init")
+    names = [field.name for field in dataclasses.fields(stage) if field.name not in left_out]
+    return {name: getattr(stage, name) for name in names} | {
+        "has_input_projection": stage.has_input_projection,
+        "has_output_projection": stage.has_output_projection,
+    }
 
 
 CatStage.variants = {"patch": PatchStage, "transformer": TransformerStage}

@@ -5,7 +5,6 @@ holds their fingerprint. A clip that is brought to the level of references has a
 counts as done when its array is in place and `encoded.jsonl` tells its length.
 """
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +50,7 @@ class CodeStore:
             )
         self.card: TokenizerCard = card if card is not None else found  # type: ignore[assignment]
         if found is None:
-            write_bytes(folder / CARD_NAME, json.dumps(dataclasses.asdict(self.card), indent=2).encode())
+            write_bytes(folder / CARD_NAME, json.dumps(self.card.row(), indent=2).encode())
         self._num_samples: dict[str, int] = {}
         for row in read_journal(folder / JOURNAL_NAME):
             if isinstance(row.get("sha256"), str) and isinstance(row.get("num_samples"), int):

@@ -1,4 +1,4 @@
-"""The embedded default corpus: the spoken prompts of Debian's asterisk-core-sounds packages.
+"""The default one of the embedded corpora: the spoken prompts of Debian's asterisk-core-sounds packages.
 
 Five languages, four professional voices, about two hours, 16 kHz G.722, with transcripts. What is here: which packages
 and voices there are, and how their transcripts are read. Not here: fetching (`fetch.py`).
@@ -32,7 +32,7 @@ class Package:
 
 
 EFFECTS = Package("tuxpaint-stamps-default", "", "effects")
-"""Drawing stamps with sounds (161 MB): animals, instruments, household."""
+"""Drawing stamps with sounds (161 MB): animals, instruments, household; and their spoken descriptions."""
 
 
 def packages(languages: Sequence[str]) -> list[Package]:
@@ -64,7 +64,7 @@ def asterisk_source(root: Path, languages: Sequence[str] | None = None) -> Itera
     Raises:
         DataError: A language is not there, or none is.
     """
-    there = [language for language in LANGUAGES if _sounds_folder(root, language) is not None]
+    there = asterisk_languages(root)
     wanted = list(languages) if languages else there
     if languages:
         packages(languages)
@@ -78,6 +78,11 @@ def asterisk_source(root: Path, languages: Sequence[str] | None = None) -> Itera
         )
     for language in wanted:
         yield from _language_source(root, language)
+
+
+def asterisk_languages(root: Path) -> list[str]:
+    """The languages that are unpacked below a folder."""
+    return [language for language in LANGUAGES if _sounds_folder(root, language) is not None]
 
 
 def licence_of(copyright_text: str, language: str) -> str:

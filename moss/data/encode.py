@@ -5,40 +5,29 @@ The result of every finished batch is on disk before the next one starts, so a k
 """
 
 import dataclasses
-import itertools
-import logging
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from moss.data.audio import load_audio, normalise_loudness
+from moss.data.audio import audio_blocks, load_audio, loudness_gain, normalise_loudness
 from moss.data.code_store import CodeStore, store_key
 from moss.data.manifest import Utterance
 from moss.data.progress import track
 from moss.data.quarantine import FILE_NAME as QUARANTINE
 from moss.data.quarantine import Quarantine
 from moss.data.shard_index import TokenizerCard
+from moss.data.workers import map_batches
 from moss.errors import DataError
 from moss.spec import TokenizerSpec
 
 if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-
     from torch import Tensor
 
-logger = logging.getLogger(__name__)
-
-_PENDING_PER_WORKER = 4
 _MAX_DEFAULT_WORKERS = 8
 
 
@@ -54,7 +43,29 @@ class Encoder(Protocol):
         """Names the weights and everything else that the codes depend on."""
 
     def encode(self, waves: "Sequence[Tensor]", num_codebooks: int | None = None) -> "list[Tensor]":
-        """1-D float32 waves at the tokenizer's rate to integer codes (frames, codebooks)."""
+        """Float32 waves (samples,), or (2, samples) for a stereo tokenizer, to integer codes (frames, codebooks)."""
+
+
+class Stream(Protocol):
+    """One recording that is encoded part by part."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples pushed so far, per audio channel."""
+
+    def push(self, samples: "Tensor") -> "Tensor":
+        """The codes (frames, codebooks) of all frames that these samples complete."""
+
+    def finish(self) -> "Tensor":
+        """The codes of what is left, padded with silence to a frame: one frame, or none."""
+
+
+@runtime_checkable
+class OpensStreams(Protocol):
+    """What an encoder has besides, when recordings need not be held whole."""
+
+    def encoder_stream(self, num_codebooks: int | None = None) -> Stream:
+        """A new stream, whose codes are those of `encode`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +76,9 @@ class EncodeSettings:
     """Processes; 1 encodes in this one, and so does a job of a single batch."""
     batch_size: int = 8
     max_bad_frac: float = 0.05
+    stream_above_s: float = 120.0
+    """Longer recordings are encoded as a stream, where the tokenizer has streams: the codes are the same, and the
+    recording is never held whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +88,7 @@ class _Job:
     key: str
     max_channels: int | None
     is_levelled: bool
+    duration_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +97,9 @@ class _Encoded:
     codes: npt.NDArray[np.integer[Any]] | None
     num_samples: int
     problem: str = ""
+
+
+_Work = Callable[[Sequence[_Job]], list[_Encoded]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +154,8 @@ def encode_utterances(
     quarantine = Quarantine(store.folder / QUARANTINE, "encode")
     batches = [jobs[start : start + settings.batch_size] for start in range(0, len(jobs), settings.batch_size)]
     encoded = 0
-    for batch in track(
-        _run(batches, store.card, make_encoder, min(settings.workers, len(batches))), "encoding", len(batches)
-    ):
+    work = partial(_make_work, make_encoder, store.card, settings.stream_above_s)
+    for batch in track(map_batches(batches, work, settings.workers, "encoding"), "encoding", len(batches)):
         for done in batch:
             if done.codes is None:
                 quarantine.add(done.job.id, done.job.audio, done.problem)
@@ -155,87 +172,57 @@ def encode_utterances(
 
 
 def _job(utterance: Utterance) -> _Job:
-    # A recording with more channels is in the manifest only because the user accepted the mean of its channels.
-    max_channels = None if "downmixed_channels" in utterance.extra else 2
-    return _Job(utterance.id, utterance.audio, store_key(utterance), max_channels, utterance.is_levelled)
+    return _Job(
+        utterance.id,
+        utterance.audio,
+        store_key(utterance),
+        utterance.max_channels,
+        utterance.is_levelled,
+        utterance.duration_s,
+    )
 
 
-def _run(
-    batches: Sequence[Sequence[_Job]], card: TokenizerCard, make_encoder: Callable[[], Encoder], workers: int
-) -> Iterator[list[_Encoded]]:
-    if not batches:
-        return
-    if workers == 1:
-        encoder = make_encoder()
-        for batch in batches:
-            yield _encode_batch(encoder, batch, card)
-        return
-    yield from _run_in_processes(batches, card, make_encoder, workers)
+def _make_work(make_encoder: Callable[[], Encoder], card: TokenizerCard, stream_above_s: float) -> _Work:
+    return partial(_encode_jobs, make_encoder(), card=card, stream_above_s=stream_above_s)
 
 
-def _run_in_processes(
-    batches: Sequence[Sequence[_Job]], card: TokenizerCard, make_encoder: Callable[[], Encoder], workers: int
-) -> Iterator[list[_Encoded]]:
-    context = get_context("spawn")
-    # Workers hold the reading end: it tells them to stop at once when this process closes the other end, or is killed.
-    lifeline, held = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (make_encoder, card, workers, lifeline))
-    waiting = iter(batches)
-    ahead = workers * _PENDING_PER_WORKER
-    running: set[Future[list[_Encoded]]] = set()
+def _encode_jobs(encoder: Encoder, batch: Sequence[_Job], card: TokenizerCard, stream_above_s: float) -> list[_Encoded]:
+    """Long recordings one by one as streams, where the tokenizer has them; the others together."""
+    if not isinstance(encoder, OpensStreams):
+        return _encode_batch(encoder, batch, card)
+    long = [job for job in batch if job.duration_s > stream_above_s]
+    short = [job for job in batch if job.duration_s <= stream_above_s]
+    found = [_encode_stream(encoder, job, card) for job in long]
+    return found + (_encode_batch(encoder, short, card) if short else [])
+
+
+def _encode_stream(encoder: OpensStreams, job: _Job, card: TokenizerCard) -> _Encoded:
+    """Encode a recording part by part, in memory that does not grow with its length (but for its codes)."""
     try:
-        with _ignored_interrupt():
-            running = {pool.submit(_encode_in_worker, batch) for batch in itertools.islice(waiting, ahead)}
-        while running:
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
-            running |= {pool.submit(_encode_in_worker, batch) for batch in itertools.islice(waiting, len(finished))}
-            for future in finished:
-                yield future.result()
-        pool.shutdown()
-    except BrokenProcessPool as error:
-        raise DataError(
-            "an encoding process died, perhaps for want of memory; start again with fewer --workers or a smaller "
-            "--batch-size: finished work is kept"
-        ) from error
-    finally:
-        held.close()
-        pool.shutdown(cancel_futures=True)
-        lifeline.close()
+        blocks = partial(
+            audio_blocks,
+            job.audio,
+            card.sampling_rate_hz,
+            audio_channels=card.num_audio_channels,
+            max_channels=job.max_channels,
+        )
+        gain = _gain(blocks()) if job.is_levelled else 1.0
+        stream = encoder.encoder_stream(card.num_codebooks)
+        codes = [stream.push(block if gain == 1.0 else block * gain).cpu().numpy() for block in blocks()]
+        num_samples = stream.num_samples
+        codes.append(stream.finish().cpu().numpy())
+    except DataError as error:
+        return _Encoded(job, None, 0, str(error))
+    return _Encoded(job, np.concatenate(codes), num_samples)
 
 
-@contextmanager
-def _ignored_interrupt() -> Iterator[None]:
-    """While workers start: they inherit the setting, so that Ctrl-C stops this process only, which stops them."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-_worker: tuple[Encoder, TokenizerCard] | None = None
-
-
-def _start_worker(
-    make_encoder: Callable[[], Encoder], card: TokenizerCard, workers: int, lifeline: "Connection[Any, Any]"
-) -> None:
-    import torch
-
-    global _worker
-    threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
-    _worker = (make_encoder(), card)
-
-
-def _die_with_parent(lifeline: "Connection[Any, Any]") -> None:
-    """Nothing is ever sent: the wait ends when the other end is closed."""
-    lifeline.poll(None)
-    os._exit(1)
-
-
-def _encode_in_worker(batch: Sequence[_Job]) -> list[_Encoded]:
-    assert _worker is not None, "the pool's initializer builds the encoder"
-    return _encode_batch(_worker[0], batch, _worker[1])
+def _gain(blocks: "Iterator[Tensor]") -> float:
+    """The gain that brings a recording to the level of references."""
+    total, count = 0.0, 0
+    for block in blocks:
+        total += float(block.double().square().sum())
+        count += block.numel()
+    return loudness_gain((total / count) ** 0.5)
 
 
 def _encode_batch(encoder: Encoder, batch: Sequence[_Job], card: TokenizerCard) -> list[_Encoded]:
@@ -244,7 +231,12 @@ def _encode_batch(encoder: Encoder, batch: Sequence[_Job], card: TokenizerCard) 
     results = []
     for job in batch:
         try:
-            wave = load_audio(job.audio, card.sampling_rate_hz, max_channels=job.max_channels)
+            wave = load_audio(
+                job.audio,
+                card.sampling_rate_hz,
+                audio_channels=card.num_audio_channels,
+                max_channels=job.max_channels,
+            )
             loaded.append((job, normalise_loudness(wave) if job.is_levelled else wave))
         except DataError as error:
             results.append(_Encoded(job, None, 0, str(error)))
@@ -257,5 +249,5 @@ def _encode_batch(encoder: Encoder, batch: Sequence[_Job], card: TokenizerCard) 
             return [*results, _Encoded(loaded[0][0], None, 0, str(error))]
         return results + [one for job, _ in loaded for one in _encode_batch(encoder, [job], card)]
     return results + [
-        _Encoded(job, found.cpu().numpy(), wave.shape[0]) for (job, wave), found in zip(loaded, codes, strict=True)
+        _Encoded(job, found.cpu().numpy(), wave.shape[-1]) for (job, wave), found in zip(loaded, codes, strict=True)
     ]

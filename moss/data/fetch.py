@@ -1,4 +1,4 @@
-"""Fetch the embedded corpus: download Debian packages, unpack them, record their licences.
+"""Fetch the embedded corpora: download Debian packages, unpack them, record their licences.
 
 Nothing is installed and nothing is changed outside the data folder, except that the package lists are refreshed when a
 download fails for want of them. Every package is complete or absent, so a killed run goes on where it stopped.
@@ -10,7 +10,8 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from moss.data.corpus import EFFECTS, LANGUAGES, Package, documents_folder, licence_of, packages, voice_of
+from moss.data.corpora import DEFAULT_SOURCES, licence_rows, packages_of
+from moss.data.corpus import EFFECTS, Package, documents_folder
 from moss.data.files import remove_leftovers, write_bytes
 from moss.data.progress import track
 from moss.errors import DataError
@@ -26,22 +27,29 @@ OWN_SPEECH = (
 _DEBS = "deb"
 
 
-def fetch(root: Path, languages: Sequence[str], download: Download, effects: bool = False) -> list[Path]:
-    """Download and unpack the packages of some languages, and write `LICENSES.md`.
+def fetch(
+    root: Path,
+    languages: Sequence[str] | None,
+    download: Download,
+    effects: bool = False,
+    sources: Sequence[str] = DEFAULT_SOURCES,
+) -> list[Path]:
+    """Download and unpack the packages of some corpora and languages, and write `LICENSES.md`.
 
     Args:
         root: The data folder; packages go to `deb/`, their content to `unpacked/<package>/`.
-        languages: Two-letter codes.
+        languages: Two-letter codes; None takes all that the corpora have.
         download: Where packages come from: `download_with_apt`, or `from_folder(...)`.
         effects: Also the package of sound effects.
+        sources: Names of corpora (`corpora.CORPORA`).
 
     Returns:
         The unpacked folders.
 
     Raises:
-        DataError: Unknown language; no apt or dpkg; a download or an archive that fails.
+        DataError: Unknown corpus or language; no apt or dpkg; a download or an archive that fails.
     """
-    wanted = packages(languages) + [EFFECTS] * effects
+    wanted = list(dict.fromkeys(packages_of(sources, languages) + [EFFECTS] * effects))
     if shutil.which("dpkg") is None:
         raise DataError(f"dpkg is not on this machine, so Debian packages cannot be unpacked; {OWN_SPEECH}")
     (root / _DEBS).mkdir(parents=True, exist_ok=True)
@@ -139,26 +147,19 @@ def _licences(root: Path) -> str:
     lines = [
         "# Licences of the recordings in this folder",
         "",
-        "Spoken prompts of the Asterisk project, from Debian packages. Credits, authors and the full licence texts are",
-        "in the copyright files named below. Keep this file with copies of the recordings.",
+        "From Debian packages. Credits, authors and the full licence texts are in the copyright files named below.",
+        "Keep this file with copies of the recordings.",
         "",
         "| language | speaker | licence | package | copyright file |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for package in packages(LANGUAGES):
-        path = documents_folder(root, package) / "copyright"
-        if package.holds == "recordings" and path.is_file():
-            licence = licence_of(path.read_text(encoding="utf-8"), package.language)
-            deb = _deb_of(package.name, root / _DEBS)
-            lines.append(
-                f"| {package.language} | {voice_of(root, package.language)} | {licence} | "
-                f"{deb.name if deb else package.name} | {path.relative_to(root)} |"
-            )
-    effects = documents_folder(root, EFFECTS) / "copyright"
-    if effects.is_file():
-        deb = _deb_of(EFFECTS.name, root / _DEBS)
-        package_file = deb.name if deb else EFFECTS.name
-        lines.append(f"| - | sound effects | GPL-2 | {package_file} | {effects.relative_to(root)} |")
+    for row in licence_rows(root):
+        deb = _deb_of(row.package.name, root / _DEBS)
+        path = documents_folder(root, row.package) / "copyright"
+        lines.append(
+            f"| {row.language} | {row.speaker} | {row.licence} | {deb.name if deb else row.package.name} | "
+            f"{path.relative_to(root)} |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -5,19 +5,24 @@ where it stopped, and a second run decodes nothing.
 """
 
 import dataclasses
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from moss.data.audio import read_audio
-from moss.data.files import append_jsonl, read_journal
+from moss.data.audio import NO_SAMPLES, open_blocks
+from moss.data.files import append_jsonl, read_journal, sha256_file
 from moss.errors import DataError
 
 SILENCE_PEAK = 1e-3
 """A recording whose largest absolute sample is below this (-60 dBFS) holds no speech."""
+RATES_HZ = (8_000, 192_000)
+"""Sampling rates that recordings of speech have, from telephones to studios."""
+FULL_SCALE = 32_767 / 32_768
+"""The largest value of 16 bits: a sample there, or beyond, was cut off."""
+CLIPPED_FRAC = 1e-3
+"""From this share of cut-off samples on, a recording counts as clipped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +36,8 @@ class Inspection:
     channels: int = 0
     num_samples: int = 0
     peak: float = 0.0
+    clipped_frac: float = 0.0
+    """Share of samples, over all channels, at or beyond full scale."""
     sha256: str = ""
     problem: str = ""
 
@@ -41,30 +48,46 @@ class Inspection:
 
 
 def inspect_recording(path: Path) -> Inspection:
-    """Decode one recording and say what is wrong with it, if anything is; raises nothing for a bad file."""
+    """Decode one recording, part by part, and say what is wrong with it, if anything is.
+
+    Raises nothing for a bad file.
+    """
     try:
         status = path.stat()
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        sha256 = sha256_file(path)
     except OSError as error:
         return Inspection(path=str(path), size_bytes=-1, changed_ns=0, problem=f"unreadable: {error.strerror}")
     seen = Inspection(path=str(path), size_bytes=status.st_size, changed_ns=status.st_mtime_ns, sha256=sha256)
+    num_samples = clipped = 0
+    peak, is_finite = 0.0, True
     try:
-        samples, rate_hz = read_audio(path)
+        with open_blocks(path) as decoded:
+            for block in decoded.blocks:
+                num_samples += block.shape[0]
+                is_finite = is_finite and bool(np.isfinite(block).all())
+                if is_finite:
+                    peak = max(peak, float(np.abs(block.mean(axis=1)).max()))
+                    clipped += int((np.abs(block) >= FULL_SCALE).sum())
     except DataError as error:
         return dataclasses.replace(seen, problem=str(error).removeprefix(f"{path}: "))
-    problem, peak = "", 0.0
-    if not np.isfinite(samples).all():
-        problem = "non-finite samples (NaN or infinity)"
-    else:
-        peak = float(np.abs(samples.mean(axis=1)).max())
-        if peak < SILENCE_PEAK:
-            problem = f"silent: peak {peak:.1e} is below {SILENCE_PEAK:g}"
+    rate_hz = decoded.sampling_rate_hz
+    lowest, highest = RATES_HZ
+    problem = ""
+    if not num_samples:
+        return dataclasses.replace(seen, problem=NO_SAMPLES)
+    if not is_finite:
+        problem, peak, clipped = "non-finite samples (NaN or infinity)", 0.0, 0
+    elif not lowest <= rate_hz <= highest:
+        problem = f"sampling rate {rate_hz} Hz: expected {lowest} to {highest} Hz; convert the recording"
+    elif peak < SILENCE_PEAK:
+        problem = f"silent: peak {peak:.1e} is below {SILENCE_PEAK:g}"
     return dataclasses.replace(
         seen,
         sampling_rate_hz=rate_hz,
-        channels=samples.shape[1],
-        num_samples=samples.shape[0],
+        channels=decoded.channels,
+        num_samples=num_samples,
         peak=peak,
+        clipped_frac=clipped / (num_samples * decoded.channels),
         problem=problem,
     )
 

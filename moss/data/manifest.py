@@ -52,6 +52,14 @@ class Utterance:
         """Whether the clip is brought to the level of references before it is encoded."""
         return self.split == REFERENCE and not self.extra.get("as_recorded")
 
+    @property
+    def max_channels(self) -> int | None:
+        """Most channels the recording may have where it is read; None is any number.
+
+        A recording with more than two is in a manifest only because the user accepted the mean of its channels.
+        """
+        return None if "downmixed_channels" in self.extra else 2
+
 
 _FIELDS = {f.name: f for f in dataclasses.fields(Utterance)}
 _TYPES: dict[str, type | tuple[type, ...]] = {"duration_s": (int, float), "extra": dict}
@@ -72,8 +80,12 @@ def check_id(utterance_id: str, where: str) -> None:
         )
 
 
-def read_manifest(path: Path | str) -> list[Utterance]:
+def read_manifest(path: Path | str, *, needs_text: bool = True) -> list[Utterance]:
     """Read and check a manifest; relative audio paths are resolved against its folder.
+
+    Args:
+        path: The manifest.
+        needs_text: Whether a clip without a text is an error; a tokenizer learns from sound alone.
 
     Raises:
         DataError: Missing file, bad JSON, unknown, missing or mistyped fields, bad or duplicate ids; names `path:line`.
@@ -84,7 +96,7 @@ def read_manifest(path: Path | str) -> list[Utterance]:
     utterances: list[Utterance] = []
     seen: dict[str, int] = {}
     for number, row in numbered_jsonl(path):
-        utterance = _utterance(row, f"{path}:{number}")
+        utterance = _utterance(row, f"{path}:{number}", needs_text)
         if utterance.id in seen:
             raise DataError(f"{path}:{number}: duplicate id {utterance.id!r}, first used in line {seen[utterance.id]}")
         seen[utterance.id] = number
@@ -114,7 +126,7 @@ def _row(utterance: Utterance, folder: Path) -> dict[str, Any]:
     return row
 
 
-def _utterance(row: dict[str, Any], where: str) -> Utterance:
+def _utterance(row: dict[str, Any], where: str, needs_text: bool) -> Utterance:
     unknown = sorted(set(row) - set(_FIELDS))
     missing = [name for name in _REQUIRED if name not in row]
     if unknown or missing:
@@ -127,7 +139,7 @@ def _utterance(row: dict[str, Any], where: str) -> Utterance:
     split = row.get("split", "")
     if split not in ("", TRAIN, HELDOUT, REFERENCE):
         raise DataError(f"{where}: split {split!r}, expected '{TRAIN}', '{HELDOUT}', '{REFERENCE}' or ''")
-    if not (row["text"].strip() or split == REFERENCE or row.get("extra", {}).get("ambient_sound")):
+    if needs_text and not (row["text"].strip() or split == REFERENCE or row.get("extra", {}).get("ambient_sound")):
         raise DataError(
             f"{where}: empty text; only clips of split '{REFERENCE}' and sounds described by extra.ambient_sound may "
             "have none"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moss.data.files import remove_leftovers
-from moss.data.inspection import Inspection, Inspector
+from moss.data.inspection import CLIPPED_FRAC, Inspection, Inspector
 from moss.data.manifest import Utterance, write_manifest
 from moss.data.progress import track
 from moss.data.quarantine import FILE_NAME as QUARANTINE
@@ -49,6 +49,8 @@ class ManifestResult:
     left_out: Counter[str] = field(default_factory=Counter)
     quarantined: int = 0
     downmixed: int = 0
+    clipped: int = 0
+    """Recordings of which more than 0.1 % of the samples are at full scale; kept, and marked `clipped_frac`."""
 
     @property
     def references(self) -> int:
@@ -63,6 +65,8 @@ class ManifestResult:
             lines.append(f"reference clips: {self.references}")
         if self.downmixed:
             lines.append(f"mixed down to one channel: {self.downmixed}")
+        if self.clipped:
+            lines.append(f"clipped, kept (more than {CLIPPED_FRAC:.1%} of the samples at full scale): {self.clipped}")
         return lines
 
 
@@ -107,6 +111,7 @@ def build_manifest(root: Path, candidates: Iterable[Candidate], settings: Manife
             utterance = _utterance(candidate, found, split_of(spoken or _sound(candidate), settings.heldout_frac))
             result.utterances.append(_with_references(utterance, inspect, references))
             result.downmixed += found is not None and found.channels > 1
+            result.clipped += found is not None and found.clipped_frac > CLIPPED_FRAC
     result.quarantined = len(quarantine.rejected)
     quarantine.close(len(listed) - _not_looked_at(listed), settings.max_bad_frac)
     if not result.utterances:
@@ -213,6 +218,8 @@ def _utterance(candidate: Candidate, found: Inspection | None, split: str) -> Ut
     extra = dict(candidate.extra)
     if found is not None and found.channels > 1:
         extra["downmixed_channels"] = found.channels
+    if found is not None and found.clipped_frac > CLIPPED_FRAC:
+        extra["clipped_frac"] = round(found.clipped_frac, 6)
     utterance = Utterance(
         id=candidate.id,
         audio=os.path.abspath(candidate.audio) if candidate.audio else "",

@@ -48,6 +48,8 @@ class TokenizerCard:
     samples_per_frame: int
     num_codebooks: int
     codebook_size: int
+    num_audio_channels: int = 1
+    """What it was given: 1 mono, 2 stereo. Files say it only where it is not 1."""
 
     @property
     def spec(self) -> TokenizerSpec:
@@ -57,11 +59,20 @@ class TokenizerCard:
             samples_per_frame=self.samples_per_frame,
             num_codebooks=self.num_codebooks,
             codebook_size=self.codebook_size,
+            num_audio_channels=self.num_audio_channels,
         )
+
+    def row(self) -> dict[str, Any]:
+        """The fields as files hold them: a mono tokenizer's as before there were others."""
+        row = dataclasses.asdict(self)
+        if self.num_audio_channels == 1:
+            del row["num_audio_channels"]
+        return row
 
     def describe(self) -> str:
         """Name, fingerprint and number of codebooks, for messages."""
-        return f"{self.name} {self.fingerprint} ({self.num_codebooks} codebooks)"
+        channels = ", stereo" if self.num_audio_channels == 2 else ""
+        return f"{self.name} {self.fingerprint} ({self.num_codebooks} codebooks{channels})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +152,10 @@ def write_index(folder: Path, index: ShardIndex) -> None:
 
 def to_json(value: ShardIndex | ShardRecord) -> bytes:
     """The JSON text of an index or of one shard's part of it."""
-    return json.dumps(dataclasses.asdict(value), ensure_ascii=False, separators=(",", ":")).encode()
+    row = dataclasses.asdict(value)
+    if isinstance(value, ShardIndex):
+        row["tokenizer"] = value.tokenizer.row()
+    return json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def read_index(folder: Path | str) -> ShardIndex:
@@ -191,6 +205,8 @@ def _entry(row: dict[str, Any], version: int) -> UtteranceEntry:
 
 def _typed(cls: type[T], row: dict[str, Any]) -> T:
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if field.name not in row and field.default is not dataclasses.MISSING:
+            continue
         if field.type in (int, str) and type(row[field.name]) is not field.type:
             raise TypeError(f"{field.name} is {row[field.name]!r}, expected {field.type.__name__}")
     return cls(**row)

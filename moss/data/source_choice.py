@@ -4,14 +4,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from moss.data.corpus import asterisk_source
+from moss.data.corpora import CORPORA, fetched_source
 from moss.data.source_openmoss import openmoss_source
 from moss.data.sources import Candidate, folder_source, meta_lst_source
 from moss.errors import DataError
 
-SOURCES = ("asterisk", "folder", "openmoss-jsonl", "meta-lst")
+FETCHED = "fetched"
+SOURCES = (FETCHED, *CORPORA, "folder", "openmoss-jsonl", "meta-lst")
 
-_LIMITS_S = {"asterisk": (0.8, 12.0)}
+_LIMITS_S = dict.fromkeys((FETCHED, *CORPORA), (0.8, 12.0))
 _LISTED_LANGUAGES = ("en", "zh")
 
 
@@ -42,8 +43,10 @@ def candidates(options: SourceOptions) -> Iterator[Candidate]:
     Raises:
         DataError: An option is missing that the source needs, or as the source says.
     """
-    if options.source == "asterisk":
-        return asterisk_source(options.root, options.languages)
+    if options.source == FETCHED:
+        return fetched_source(options.root, options.languages)
+    if options.source in CORPORA:
+        return CORPORA[options.source].source(options.root, options.languages)
     if options.input is None:
         raise DataError(f"--source {options.source} needs --input: the folder or file to read")
     if options.source == "openmoss-jsonl":

@@ -59,6 +59,22 @@ def summary_lines(lengths: Sequence[Length]) -> list[str]:
     return lines + _histogram_lines([length.seconds for length in lengths])
 
 
+def source_lines(utterances: Iterable[Utterance]) -> list[str]:
+    """Clips and hours of each source by language, one line a source; nothing where there is one source only."""
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for utterance in utterances:
+        if utterance.audio:
+            found[utterance.source][utterance.language].append(utterance.duration_s)
+    lines = []
+    for source, languages in sorted(found.items()):
+        parts = [
+            f"{language or 'unknown'} {len(seconds)} clips {sum(seconds) / 3600:.2f} h"
+            for language, seconds in sorted(languages.items(), key=lambda item: -sum(item[1]))
+        ]
+        lines.append(f"{source or 'unknown source'}: {', '.join(parts)}")
+    return lines if len(lines) > 1 else []
+
+
 def write_histogram(path: Path, lengths: Sequence[Length], title: str) -> None:
     """Draw the length histogram, one colour per language, into a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -71,7 +87,7 @@ def write_histogram(path: Path, lengths: Sequence[Length], title: str) -> None:
     data = [[length.seconds for length in lengths if length.language == language] for language in languages]
     if lengths:
         axes.hist(data, bins=30, stacked=True, label=[language or "unknown" for language in languages])
-        axes.legend()
+        axes.legend(fontsize="small" if len(languages) < 8 else "xx-small", ncols=1 + len(languages) // 8)
     axes.set(xlabel="length (s)", ylabel="utterances", title=title)
     with atomic_write(path) as temporary:
         canvas.print_png(str(temporary))

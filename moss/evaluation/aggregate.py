@@ -4,7 +4,7 @@ A missing or failed clip enters each mean at the metric's floor (WER 1, SIM 0, P
 an utterance whose reference text is empty is excluded, and counted as invalid.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,8 @@ class Score:
     """One number of a summary, as a fraction or in the metric's own unit, never in percent."""
 
     mean: float | None
-    """Mean over all expected utterances, failures at the floor. None when no utterance is valid."""
+    """Mean over all expected utterances, failures at the floor; for a metric without a floor, over those scored. None
+    when nothing is left to average."""
     low: float | None
     high: float | None
     """Percentile bootstrap interval of `mean`."""
@@ -36,7 +37,8 @@ class Score:
     corpus: float | None = None
     corpus_low: float | None = None
     corpus_high: float | None = None
-    """WER only: all errors over all reference tokens; every token of a failed clip is an error."""
+    """WER: all errors over all reference tokens; every token of a failed clip is an error. RTF: seconds of work
+    over seconds of audio, of all clips together."""
 
 
 def score_records(metric: Metric, records: Sequence[Record], bootstrap: BootstrapConfig) -> Score:
@@ -48,15 +50,16 @@ def score_records(metric: Metric, records: Sequence[Record], bootstrap: Bootstra
     _check_comparable(metric, records)
     valid = [record for record in records if not record.is_invalid]
     n_invalid = len(records) - len(valid)
-    if not valid:
-        return Score(mean=None, low=None, high=None, n_scored=0, n_expected=0, n_invalid=n_invalid)
     floor = METRICS[metric].floor
-    values = np.array([floor if record.value is None else record.value for record in valid])
     scored = [record.value for record in valid if record.value is not None]
+    averaged = valid if floor is not None else [record for record in valid if record.value is not None]
+    if not averaged:
+        return Score(mean=None, low=None, high=None, n_scored=0, n_expected=len(valid), n_invalid=n_invalid)
+    values = np.array([floor if record.value is None else record.value for record in averaged], dtype=np.float64)
     mean, low, high = bootstrap_ratio(values, np.ones(len(values)), bootstrap)
     corpus: tuple[float, float, float] | tuple[None, None, None] = (None, None, None)
-    if metric is Metric.WER:
-        counts = np.array([_word_counts(record) for record in valid], dtype=np.float64)
+    if metric in _RATIOS:
+        counts = np.array([_RATIOS[metric](record) for record in averaged], dtype=np.float64)
         corpus = bootstrap_ratio(counts[:, 0], counts[:, 1], bootstrap)
     return Score(
         mean=mean,
@@ -108,6 +111,14 @@ def _word_counts(record: Record) -> tuple[int, int]:
         wrong = extra["substitutions"] + extra["deletions"]
         return wrong + extra["insertions"], wrong + extra["hits"]
     return extra["num_tokens"], extra["num_tokens"]
+
+
+def _seconds(record: Record) -> tuple[float, float]:
+    """Work and audio of an RTF record."""
+    return record.extra["processing_s"], record.extra["audio_s"]
+
+
+_RATIOS: dict[Metric, Callable[[Record], tuple[float, float]]] = {Metric.WER: _word_counts, Metric.RTF: _seconds}
 
 
 def _check_comparable(metric: Metric, records: Sequence[Record]) -> None:

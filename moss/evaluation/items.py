@@ -33,9 +33,11 @@ class Item:
     prompt_kind: str = ""
     """"reference", "other_clip" or "target"."""
     target: Path | None = None
-    """The recording that the clip should equal (PESQ, STOI)."""
+    """The recording that the clip should equal (PESQ, STOI, distances, RTF)."""
     target_s: float | None = None
     """How long the clip should be, in seconds (duration error)."""
+    processing_s: float | None = None
+    """Seconds that encoding and decoding took (RTF)."""
 
 
 def read_wave(path: Path) -> Wave16k:

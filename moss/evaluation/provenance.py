@@ -19,6 +19,9 @@ PACKAGES = (
     "soundfile",
     "soxr",
     "jiwer",
+    "librosa",
+    "av",
+    "pycodec2",
     "pesq",
     "pystoi",
     "faster-whisper",
@@ -40,9 +43,29 @@ def provenance(settings: Mapping[str, Any]) -> dict[str, Any]:
         "git": git_state(Path(__file__).parent),
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine(),
         "settings": dict(settings),
     }
+
+
+def machine() -> str:
+    """System, number and model of cores, and the GPU where there is one."""
+    import torch
+
+    parts = [f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} cores", processor()]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return ", ".join(part for part in parts if part)
+
+
+def processor(listing: Path = Path("/proc/cpuinfo")) -> str:
+    """Model of the cores, as far as the system says it."""
+    try:
+        lines = listing.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def git_state(folder: Path) -> str:

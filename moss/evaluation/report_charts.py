@@ -1,5 +1,6 @@
 """Line charts as inline SVG: no script, colours from the page's style sheet, the values in a table underneath."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ WIDTH, HEIGHT = 640, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 12, 40
 _MAX_POINTS = 400
 _TABLE_POINTS = 12
-_CATEGORICAL_COLOURS = 4
+_CATEGORICAL_COLOURS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,12 @@ class Series:
     y: Sequence[float]
     low: Sequence[float] = field(default_factory=tuple)
     high: Sequence[float] = field(default_factory=tuple)
+    point_names: Sequence[str] = field(default_factory=tuple)
+    """What each point is, where they are not settings of one thing."""
+    hollow: bool = False
+    """Single points without a line, filled with nothing, in grey: what others measured."""
+    level: bool = False
+    """One value for every x, drawn dashed and without points; `x` holds the two ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +40,10 @@ class Chart:
     series: Sequence[Series]
     ordered: bool = False
     """The lines have an order (codebooks): coloured along one ramp instead of by distinct hues."""
+    log_x: bool = False
+    """Equal ratios of x are equally far apart."""
+    note: str = ""
+    """Said under the chart."""
 
 
 ChartGroup = tuple[str, Sequence[Chart]]
@@ -42,12 +53,15 @@ ChartGroup = tuple[str, Sequence[Chart]]
 def render_chart(chart: Chart) -> str:
     """The chart as a `<figure>`; every text is escaped. Long lines are drawn as means of equal runs of points."""
     series = [_thinned(line) for line in chart.series]
-    x_axis = _Axis.covering([value for line in series for value in line.x], _LEFT, WIDTH - _RIGHT, tight=True)
+    x_values = [value for line in series for value in line.x]
+    x_axis = (_Axis.logarithmic if chart.log_x else _Axis.tight)(x_values, _LEFT, WIDTH - _RIGHT)
     y_values = [value for line in series for value in (*line.y, *line.low, *line.high)]
     y_axis = _Axis.covering(y_values, HEIGHT - _BOTTOM, _TOP)
-    colours = [_colour(i, len(series), chart.ordered) for i in range(len(series))]
+    colours = [
+        "var(--muted)" if line.hollow else _colour(i, len(series), chart.ordered) for i, line in enumerate(series)
+    ]
     drawn = "".join(_draw(line, colour, x_axis, y_axis) for line, colour in zip(series, colours, strict=True))
-    note = _thinning_note(chart.series)
+    note = "; ".join(text for text in (_thinning_note(chart.series), chart.note) if text)
     return (
         f"<figure><h4>{escape(chart.title)}</h4>"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(_spoken(chart), quote=True)}">'
@@ -65,6 +79,20 @@ class _Axis:
     ticks: tuple[float, ...]
     start: float
     end: float
+    is_log: bool = False
+
+    @classmethod
+    def tight(cls, values: Sequence[float], start: float, end: float) -> "_Axis":
+        """An axis from the least to the greatest value, with round ticks within them."""
+        return cls.covering(values, start, end, tight=True)
+
+    @classmethod
+    def logarithmic(cls, values: Sequence[float], start: float, end: float) -> "_Axis":
+        """An axis over positive values with ticks at 1, 2 and 5 times powers of ten, a little wider than the values."""
+        low, high = min(values) / 1.1, max(values) * 1.1
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        ticks = tuple(factor * 10.0**power for power in powers for factor in (1, 2, 5))
+        return cls(low, high, tuple(tick for tick in ticks if low <= tick <= high), start, end, is_log=True)
 
     @classmethod
     def covering(cls, values: Sequence[float], start: float, end: float, *, tight: bool = False) -> "_Axis":
@@ -84,7 +112,11 @@ class _Axis:
         return cls(low, high, tuple(i * step for i in range(first, last + 1)), start, end)
 
     def pixel(self, value: float) -> float:
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+        if self.is_log:
+            share = math.log(value / self.low) / math.log(self.high / self.low)
+        else:
+            share = (value - self.low) / (self.high - self.low)
+        return self.start + share * (self.end - self.start)
 
 
 def _thinned(line: Series) -> Series:
@@ -96,7 +128,9 @@ def _thinned(line: Series) -> Series:
     def means(values: Sequence[float]) -> list[float]:
         return [math.fsum(values[i : i + run]) / len(values[i : i + run]) for i in starts] if values else []
 
-    return Series(name=line.name, x=means(line.x), y=means(line.y), low=means(line.low), high=means(line.high))
+    return dataclasses.replace(
+        line, x=means(line.x), y=means(line.y), low=means(line.low), high=means(line.high), point_names=()
+    )
 
 
 def _run_length(line: Series) -> int:
@@ -112,19 +146,27 @@ def _draw(line: Series, colour: str, x_axis: _Axis, y_axis: _Axis) -> str:
     def points(values: Sequence[float]) -> list[str]:
         return [f"{x_axis.pixel(x):.1f},{y_axis.pixel(y):.1f}" for x, y in zip(line.x, values, strict=True)]
 
+    if line.hollow:
+        return _dots(line, colour, x_axis, y_axis)
     band = ""
     if line.low and line.high:
         outline = " ".join(points(line.high) + points(line.low)[::-1])
         band = f'<polygon class="band" style="fill:{colour}" points="{outline}"/>'
-    path = f'<polyline class="line" style="stroke:{colour}" points="{" ".join(points(line.y))}"/>'
-    if len(line.x) > 40:
+    dashes = ";stroke-dasharray:6 4" if line.level else ""
+    path = f'<polyline class="line" style="stroke:{colour}{dashes}" points="{" ".join(points(line.y))}"/>'
+    if line.level or len(line.x) > 40:
         return band + path
-    dots = "".join(
-        f'<circle cx="{x_axis.pixel(x):.1f}" cy="{y_axis.pixel(y):.1f}" r="3.5" style="fill:{colour}">'
-        f"<title>{escape(line.name)}: {_number(y)} at {_number(x)}</title></circle>"
-        for x, y in zip(line.x, line.y, strict=True)
+    return band + path + _dots(line, colour, x_axis, y_axis)
+
+
+def _dots(line: Series, colour: str, x_axis: _Axis, y_axis: _Axis) -> str:
+    style = f"fill:none;stroke:{colour}" if line.hollow else f"fill:{colour}"
+    names = line.point_names or [line.name] * len(line.x)
+    return "".join(
+        f'<circle cx="{x_axis.pixel(x):.1f}" cy="{y_axis.pixel(y):.1f}" r="3.5" style="{style}">'
+        f"<title>{escape(name)}: {_number(y)} at {_number(x)}</title></circle>"
+        for name, x, y in zip(names, line.x, line.y, strict=True)
     )
-    return band + path + dots
 
 
 def _grid(x_axis: _Axis, y_axis: _Axis, chart: Chart) -> str:
@@ -145,23 +187,41 @@ def _legend(series: Sequence[Series], colours: Sequence[str]) -> str:
     if len(series) == 1:
         return ""
     entries = "".join(
-        f'<li><span class="swatch" style="background:{colour}"></span>{escape(line.name)}</li>'
-        for line, colour in zip(series, colours, strict=True)
+        f"<li>{_swatch(line, colour)}{escape(line.name)}</li>" for line, colour in zip(series, colours, strict=True)
     )
     return f'<ul class="legend">{entries}</ul>'
+
+
+def _swatch(line: Series, colour: str) -> str:
+    if line.hollow:
+        return f'<span class="swatch hollow" style="border-color:{colour}"></span>'
+    return f'<span class="swatch" style="background:{colour}"></span>'
 
 
 def _table(chart: Chart) -> str:
     """First, last and evenly chosen values of every line, for readers who cannot see the drawing."""
     rows = []
     for line in chart.series:
+        if line.level:
+            rows.append(_table_row(line.name, _number(line.y[0])))
+            continue
+        if line.point_names:
+            rows += [
+                _table_row(name, f"{_number(line.x[i])}: {_number(line.y[i])}")
+                for i, name in enumerate(line.point_names)
+            ]
+            continue
         last = len(line.x) - 1
         chosen = sorted({round(i * last / (_TABLE_POINTS - 1)) for i in range(_TABLE_POINTS)})
         cells = ", ".join(f"{_number(line.x[i])}: {_number(line.y[i])}" for i in chosen)
-        rows.append(f"<tr><th scope=row>{escape(line.name)}</th><td>{cells}</td></tr>")
+        rows.append(_table_row(line.name, cells))
     head = f"<tr><th scope=col>line</th><th scope=col>{escape(chart.x_label)}: {escape(chart.y_label)}</th></tr>"
     body = f"<thead>{head}</thead><tbody>{''.join(rows)}</tbody>"
     return f'<div class="scroll" tabindex="0"><table class="text-table">{body}</table></div>'
+
+
+def _table_row(name: str, cells: str) -> str:
+    return f"<tr><th scope=row>{escape(name)}</th><td>{cells}</td></tr>"
 
 
 def _spoken(chart: Chart) -> str:

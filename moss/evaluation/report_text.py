@@ -32,7 +32,7 @@ def render_rows(summary: Summary, rows: Sequence[SummaryRow], caption: str) -> s
     metrics = list(summary.labels)
     head = "".join(f"<th scope=col>{escape(summary.labels[metric])}</th>" for metric in metrics)
     body = "".join(
-        f"<tr><th scope=row>{escape(row.label)}</th>"
+        f"<tr><th scope=row>{escape(row.title)}</th>"
         + "".join(f"<td>{_cell(metric, row.scores.get(metric))}</td>" for metric in metrics)
         + "</tr>"
         for row in rows

@@ -10,18 +10,19 @@ from pathlib import Path
 from moss.config.evaluation import BenchmarkName, EvalConfig, Metric, MissingPolicy
 from moss.config.schema import to_plain
 from moss.data.files import remove_leftovers
-from moss.errors import ConfigError, EvaluationError
-from moss.evaluation.protocol import METRICS, PROTOCOL
+from moss.errors import EvaluationError
+from moss.evaluation.clips import choose_clips
+from moss.evaluation.protocol import METRICS
 from moss.evaluation.provenance import provenance
 from moss.evaluation.records import Journal, Record
 from moss.evaluation.report import Report, write_report
 from moss.evaluation.score import Backends, embedded_backends, score_items
-from moss.evaluation.summary import Summary, write_summary
+from moss.evaluation.summary import Summary, show_value, write_summary
+from moss.evaluation.systems import System, build_systems
 from moss.evaluation.table import print_summary
 from moss.evaluation.tasks.generations import GenerationsTask
 from moss.evaluation.tasks.interface import Task
 from moss.evaluation.tasks.tokenizer import TokenizerTask
-from moss.tokenizer.interface import AudioTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -40,31 +41,26 @@ def main(config: EvalConfig) -> None:
 
 
 def evaluate(
-    config: EvalConfig, *, backends: Backends | None = None, tokenizer: AudioTokenizer | None = None
+    config: EvalConfig, *, backends: Backends | None = None, systems: Sequence[System] | None = None
 ) -> Summary:
     """Run a benchmark and write all its files; a failed clip is counted, not raised.
 
     Args:
         config: The run.
         backends: The models; None for the embedded ones.
-        tokenizer: What benchmark=tokenizer scores; None builds it from the configuration.
+        systems: What benchmark=tokenizer scores; None builds it from the configuration.
 
     Raises:
-        ConfigError: the configuration lacks what the benchmark needs.
+        ConfigError: the configuration lacks what the benchmark needs, or names a tokenizer that does not exist.
+        CheckpointError: weights of a tokenizer that do not fit.
         DataError: a file that cannot be read or written.
         EvaluationError: nothing to score, a language nobody understands, or a backend that is missing.
     """
     backends = backends or embedded_backends(config.asr)
-    task = _task(config, backends, tokenizer)
-    try:
-        config.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EvaluationError(
-            f"{config.output} cannot be the output folder: {error.strerror}; choose another output=..."
-        ) from error
-    remove_leftovers(config.output)
+    task = _task(config, backends, systems)
+    _make_folder(config.output)
     journal = Journal(config.output)
-    records = score_items(task.items, backends, journal)
+    records = score_items(task.items, backends, journal, protocol=task.protocol)
     journal.finish(records)
     summary = _summary(task, records, config, backends)
     write_summary(config.output / "summary.json", summary)
@@ -72,12 +68,13 @@ def evaluate(
         summary=summary,
         records=records,
         items=task.items,
-        charts=task.charts(summary.rows),
+        charts=task.charts(summary.rows, summary.labels),
         ranked_system=task.ranked_system,
         shown_systems=task.shown_systems,
         audio_utterances=config.report.audio_utterances,
     )
     write_report(config.output / "report.html", page)
+    task.write_files(config.output, summary)
     logger.info("%d scores in %s; open %s", len(records), journal.parquet, config.output / "report.html")
     return summary
 
@@ -135,17 +132,26 @@ def check_complete(summary: Summary, config: EvalConfig) -> None:
         )
 
 
-def _task(config: EvalConfig, backends: Backends, tokenizer: AudioTokenizer | None) -> Task:
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EvaluationError(
+            f"{folder} cannot be the output folder: {error.strerror}; choose another output=..."
+        ) from error
+    remove_leftovers(folder)
+
+
+def _task(config: EvalConfig, backends: Backends, systems: Sequence[System] | None) -> Task:
     if config.benchmark is BenchmarkName.GENERATIONS:
         return GenerationsTask(config)
-    if tokenizer is None:
-        from moss.tokenizer.build import build_tokenizer
-
-        if config.tokenizer is None:
-            raise ConfigError("tokenizer: benchmark=tokenizer needs it, but it is not set")
-        tokenizer = build_tokenizer(config.tokenizer)
-    name = config.tokenizer.kind if config.tokenizer is not None else type(tokenizer).__name__
-    return TokenizerTask(config, tokenizer, name=name, languages=backends.recogniser.languages)
+    notes: list[str] = []
+    if systems is None:
+        systems, notes = build_systems(config)
+    choice = choose_clips(config)
+    # Only when nothing is wrong with the input is anything written.
+    _make_folder(config.output)
+    return TokenizerTask(config, choice, systems, languages=backends.recogniser.languages, notes=notes)
 
 
 def _summary(task: Task, records: Sequence[Record], config: EvalConfig, backends: Backends) -> Summary:
@@ -154,22 +160,28 @@ def _summary(task: Task, records: Sequence[Record], config: EvalConfig, backends
         labels[Metric.SIM] = backends.speaker.metric_label
     return Summary(
         benchmark=task.name,
-        protocol=PROTOCOL,
+        protocol=task.protocol,
         missing=config.missing,
         rows=task.rows(records, config.bootstrap),
         group_rows=task.group_rows(records, config.bootstrap),
         labels=labels,
         backends={record.metric: record.backend for record in records},
-        notes=[*_general_notes(config), *task.notes(), *_failure_notes(records)],
+        notes=[*_general_notes(config, task), *task.notes(), *_failure_notes(records)],
         provenance=provenance(to_plain(config) | task.facts),
     )
 
 
-def _general_notes(config: EvalConfig) -> list[str]:
+def _general_notes(config: EvalConfig, task: Task) -> list[str]:
     interval = f"{100 * config.bootstrap.confidence_frac:g} % percentile bootstrap over utterances"
+    worst = [
+        f"{METRICS[metric].label} {show_value(metric, METRICS[metric].floor)}"
+        for metric in task.metrics
+        if METRICS[metric].floor is not None
+    ]
     return [
-        f"Intervals: {interval}, {config.bootstrap.resamples} resamples. WER is the mean over utterances (macro).",
-        "A missing or failed clip counts as the worst value: WER 100 %, SIM 0, duration error 100 %, PESQ 1, STOI 0.",
+        f"Intervals: {interval}, {config.bootstrap.resamples} resamples."
+        + (" WER is the mean over utterances (macro)." if Metric.WER in task.metrics else ""),
+        f"A missing or failed clip counts as the worst value: {', '.join(worst)}.",
     ]
 
 

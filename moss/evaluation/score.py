@@ -24,8 +24,9 @@ from moss.data.progress import track
 from moss.errors import EvaluationError, MossError
 from moss.evaluation.backends.interface import Recogniser, SpeakerEncoder, Wave16k
 from moss.evaluation.items import Item, duration_s, read_wave
-from moss.evaluation.metrics.signal import duration_error, pesq_nb_16k, pesq_wb, stoi
+from moss.evaluation.metrics.signal import duration_error, pesq_nb_8k, pesq_nb_16k, pesq_wb, stoi
 from moss.evaluation.metrics.similarity import cosine
+from moss.evaluation.metrics.spectral import mel_distance, stft_distance
 from moss.evaluation.metrics.wer import num_tokens, word_errors
 from moss.evaluation.protocol import PROTOCOL
 from moss.evaluation.records import INVALID_REFERENCE, Journal, Record, record_key, word_error_fields
@@ -34,10 +35,24 @@ logger = logging.getLogger(__name__)
 
 _SIGNAL_METRICS: dict[Metric, Callable[[Wave16k, Wave16k], float]] = {
     Metric.PESQ_NB_16K: pesq_nb_16k,
+    Metric.PESQ_NB_8K: pesq_nb_8k,
     Metric.PESQ_WB: pesq_wb,
     Metric.STOI: lambda target, wave: stoi(target, wave),
     Metric.ESTOI: lambda target, wave: stoi(target, wave, extended=True),
+    Metric.MEL_DISTANCE: mel_distance,
+    Metric.STFT_DISTANCE: stft_distance,
 }
+
+_PACKAGES = {
+    Metric.PESQ_NB_16K: "pesq",
+    Metric.PESQ_NB_8K: "pesq",
+    Metric.PESQ_WB: "pesq",
+    Metric.STOI: "pystoi",
+    Metric.ESTOI: "pystoi",
+    Metric.MEL_DISTANCE: "librosa",
+    Metric.STFT_DISTANCE: "numpy",
+}
+_OWN_METHODS = {Metric.DURATION_ERROR: "clip length", Metric.RTF: "wall clock"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +75,16 @@ def embedded_backends(asr: AsrConfig) -> Backends:
     return Backends(recogniser=WhisperTinyEn(beam_size=asr.beam_size, workers=asr.workers), speaker=GE2E())
 
 
-def score_items(items: Sequence[Item], backends: Backends, journal: Journal) -> list[Record]:
+def score_items(
+    items: Sequence[Item], backends: Backends, journal: Journal, *, protocol: str = PROTOCOL
+) -> list[Record]:
     """Score every metric of every item; the result has them in the order of `items`.
+
+    Args:
+        items: The clips.
+        backends: The models.
+        journal: Records of earlier runs, which are taken over where their inputs are unchanged.
+        protocol: Name of the rules that the items were made by.
 
     Raises:
         EvaluationError: two items of one name, or a language that the recogniser does not understand.
@@ -69,7 +92,7 @@ def score_items(items: Sequence[Item], backends: Backends, journal: Journal) -> 
     """
     _check_unique(items)
     _check_languages(items, backends.recogniser)
-    scorer = _Scorer(backends, journal)
+    scorer = _Scorer(backends, journal, protocol)
     done: dict[tuple[str, str], list[Record]] = {}
     pool = ThreadPoolExecutor(max_workers=max(1, backends.recogniser.workers), thread_name_prefix="score")
     try:
@@ -84,9 +107,10 @@ def score_items(items: Sequence[Item], backends: Backends, journal: Journal) -> 
 
 
 class _Scorer:
-    def __init__(self, backends: Backends, journal: Journal) -> None:
+    def __init__(self, backends: Backends, journal: Journal, protocol: str) -> None:
         self._backends = backends
         self._journal = journal
+        self._protocol = protocol
         self._writing = threading.Lock()
         self._embedding = threading.Lock()
         self._embeddings: dict[str, NDArray[np.float32]] = {}
@@ -127,7 +151,7 @@ class _Scorer:
             value=value,
             error=error,
             backend=self._revision(metric),
-            protocol=PROTOCOL,
+            protocol=self._protocol,
             key=key,
             extra=extra if extra else _failed_extra(item, metric),
         )
@@ -147,12 +171,16 @@ class _Scorer:
             assert item.target_s is not None
             length_s = duration_s(clip.path)
             return duration_error(length_s, item.target_s), {"duration_s": length_s, "target_s": item.target_s}
+        if metric is Metric.RTF:
+            assert item.processing_s is not None
+            audio_s = duration_s(clip.target)
+            return item.processing_s / audio_s, {"processing_s": item.processing_s, "audio_s": audio_s}
         return _SIGNAL_METRICS[metric](clip.target_wave, clip.wave), {}
 
     def _key(self, item: Item, clip: "_Clip", metric: Metric) -> str:
         inputs: dict[str, str | float | None] = {
             "metric": metric.value,
-            "protocol": PROTOCOL,
+            "protocol": self._protocol,
             "backend": self._revision(metric),
             "wav": clip.sha256,
         }
@@ -163,6 +191,8 @@ class _Scorer:
             inputs |= {"prompt": _sha256(item.prompt), "prompt_kind": item.prompt_kind}
         elif metric is Metric.DURATION_ERROR:
             inputs["target_s"] = item.target_s
+        elif metric is Metric.RTF:
+            inputs |= {"target": clip.target_sha256, "processing_s": item.processing_s}
         else:
             inputs["target"] = clip.target_sha256
         return record_key(inputs)
@@ -223,10 +253,9 @@ def signal_revision(metric: Metric) -> str:
     """Packages behind a metric that has no model."""
     from importlib.metadata import version
 
-    if metric is Metric.DURATION_ERROR:
-        return "clip length"
-    package = "pystoi" if metric in (Metric.STOI, Metric.ESTOI) else "pesq"
-    return f"{package} {version(package)}"
+    if metric in _OWN_METHODS:
+        return _OWN_METHODS[metric]
+    return f"{_PACKAGES[metric]} {version(_PACKAGES[metric])}"
 
 
 def _failed_extra(item: Item, metric: Metric) -> dict[str, Any]:

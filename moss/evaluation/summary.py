@@ -27,6 +27,15 @@ class SummaryRow:
     scores: dict[Metric, Score]
     codebooks: int | None = None
     """Codebook count of a tokenizer row."""
+    bits_per_s: float | None = None
+    """Nominal bit rate of a tokenizer or codec row; None where nothing is quantised."""
+    family: str = ""
+    """What a row is one setting of: rows of one family make one curve."""
+
+    @property
+    def title(self) -> str:
+        """The label with the bit rate, where there is one."""
+        return self.label if self.bits_per_s is None else f"{self.label} ({self.bits_per_s:.0f} bit/s)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +77,8 @@ def make_row(
     system: str,
     group: str = "",
     codebooks: int | None = None,
+    bits_per_s: float | None = None,
+    family: str = "",
 ) -> SummaryRow:
     """Aggregate the records of one system (and group) into a row; a metric without records has no column entry."""
     mine = [record for record in records if record.system == system and (not group or record.group == group)]
@@ -76,7 +87,15 @@ def make_row(
         of_metric = [record for record in mine if record.metric is metric]
         if of_metric:
             scores[metric] = score_records(metric, of_metric, bootstrap)
-    return SummaryRow(label=label, system=system, group=group, scores=scores, codebooks=codebooks)
+    return SummaryRow(
+        label=label,
+        system=system,
+        group=group,
+        scores=scores,
+        codebooks=codebooks,
+        bits_per_s=bits_per_s,
+        family=family,
+    )
 
 
 def write_summary(path: Path, summary: Summary) -> None:

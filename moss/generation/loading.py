@@ -1,6 +1,5 @@
 """From a folder to a `SpeechModel`: our checkpoints and runs, and published folders."""
 
-import json
 import logging
 import sys
 from dataclasses import replace
@@ -24,7 +23,6 @@ from moss.model.hf_map import CONFIG_FILE, architecture_of, read_config
 from moss.model.interface import Generator
 from moss.sequence.layout import build_layout
 from moss.tokenizer.build import build_tokenizer
-from moss.tokenizer.hf_map import config_from_published
 from moss.tokenizer.interface import AudioTokenizer
 
 logger = logging.getLogger(__name__)
@@ -199,7 +197,7 @@ def _audio_tokenizer(
         CheckpointError: Not the one whose codes the model learnt.
     """
     if isinstance(wanted, str | Path):
-        made: AudioTokenizer = build_tokenizer(_tokenizer_config(wanted), device)
+        made: AudioTokenizer = build_tokenizer(load_tokenizer_config(str(wanted)), device)
     elif wanted is not None:
         made = wanted
     elif card.tokenizer_config is not None:
@@ -219,18 +217,6 @@ def _audio_tokenizer(
             f"tokenizer has {spec.num_codebooks} of {spec.codebook_size}; give the one that it was trained with"
         )
     return made
-
-
-def _tokenizer_config(name: Path | str) -> TokenizerConfig:
-    """Settings by name or file, or of a published tokenizer's folder."""
-    folder = Path(name)
-    if not folder.is_dir():
-        return load_tokenizer_config(str(name))
-    try:
-        values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: cannot be read ({error})") from error
-    return replace(config_from_published(values), weights=folder)
 
 
 def _dtype(wanted: torch.dtype | str | None, device: torch.device) -> torch.dtype:

@@ -57,7 +57,7 @@ class Timings:
         first_frame_s: From the first word to the first frame, pauses included.
         total_s: From the first word to the last frame.
         decodings_s: Time that turning each frame into sound took; empty without an audio tokenizer.
-        audio: The sound, shape (samples,); None likewise.
+        audio: The sound, shape (samples,) or (2, samples); None likewise.
     """
 
     codes: Tensor
@@ -108,7 +108,7 @@ def feed_words(session: "RealtimeSession", text: str, word_delay_s: float = 0.0)
         first_frame_s=first_frame_s,
         total_s=time.perf_counter() - started_s,
         decodings_s=decodings_s,
-        audio=torch.cat(waves) if waves else None,
+        audio=torch.cat(waves, dim=-1) if waves else None,
     )
 
 

@@ -26,14 +26,18 @@ from moss.generation.realtime_loop import (
 )
 from moss.generation.realtime_text import TextPieces
 from moss.generation.requests import turn_seed
-from moss.generation.streaming import default_past_frames
+from moss.generation.streaming import Sound, open_sound
 from moss.model.decoder import BackboneDecoder
 from moss.model.realtime import RealtimeModel
 from moss.sequence.layout_realtime import RealtimeLayout
 from moss.sequence.prompt import Turn
-from moss.tokenizer.interface import AudioTokenizer
+from moss.tokenizer.interface import AudioTokenizer, StreamingTokenizer
 
 logger = logging.getLogger(__name__)
+
+PAST_FRAMES = 125
+"""Earlier frames that are decoded along with a new one where the tokenizer cannot stream: 10 s of 12.5 a second. More
+would make every frame of a long turn slower than the one before."""
 
 
 @dataclass(slots=True)
@@ -53,6 +57,8 @@ class _Turn:
     frames: list[Tensor] = field(default_factory=list)
     voiced: int = 0
     """Frames that were turned into audio."""
+    sound: Sound | None = None
+    """Of the frames so far; opened with the first one."""
     stop: StopReason | None = None
     cancelled: bool = False
 
@@ -81,9 +87,10 @@ class RealtimeSession:
         config: Sampler of the codebooks, limits of one turn, compatibility; None takes the recommended ones.
         seed: Decides the draws of every turn.
         tokenizer: Audio tokenizer, needed by `audio` only.
-        past_frames: How many earlier frames of the turn `audio` decodes along with a new one. A causal tokenizer is
-            exact if they cover what it can see. None takes what `streaming.default_past_frames` says, at most 125.
-        future_frames: How many frames `audio` waits for before it gives one out; for tokenizers that are not causal.
+        past_frames: How many earlier frames of the turn `audio` decodes along with a new one, None all of them, where
+            the tokenizer decodes whole clips only, as mel_rvq does. One that decodes in a stream, as Cat does, is exact
+            without.
+        future_frames: Likewise, how many frames `audio` waits for before it gives one out.
     """
 
     def __init__(
@@ -95,7 +102,7 @@ class RealtimeSession:
         config: GenerationConfig | None = None,
         seed: int = 0,
         tokenizer: AudioTokenizer | None = None,
-        past_frames: int | None = None,
+        past_frames: int | None = PAST_FRAMES,
         future_frames: int = 0,
     ) -> None:
         self._config = RECOMMENDED["realtime"] if config is None else config
@@ -103,10 +110,8 @@ class RealtimeSession:
         self._model, self._reference_codes = model, reference_codes
         self._layout = replace(layout, reference=layout.reference or reference)
         self._seed, self._tokenizer = seed, tokenizer
-        self._future = future_frames
+        self._future = 0 if isinstance(tokenizer, StreamingTokenizer) else future_frames
         self._past = past_frames
-        if past_frames is None and tokenizer is not None:
-            self._past = default_past_frames(tokenizer)
         self._device = next(model.parameters()).device
         capacity = min(1024, model.config.max_positions)
         self._decoder = BackboneDecoder(
@@ -239,7 +244,9 @@ class RealtimeSession:
         return _until_none(lambda: self._next_frame(turn))
 
     def audio(self) -> Iterator[Tensor]:
-        """Like `frames`, but each frame's waveform, shape (samples,); frames taken as codes before are included.
+        """Like `frames`, but each frame's waveform; frames taken as codes before are included.
+
+        Each has shape (samples,), or (2, samples) with a stereo tokenizer.
 
         Raises:
             GenerationError: No turn was begun, or the session has no audio tokenizer.
@@ -346,16 +353,16 @@ class RealtimeSession:
             pass
         if turn.voiced >= len(turn.frames) or (len(turn.frames) < wanted and turn.stop is None):
             return None
-        first = 0 if self._past is None else max(0, turn.voiced - self._past)
-        codes = torch.stack(turn.frames[first:wanted])
-        if int(codes[: turn.voiced + 1 - first].max()) >= self._model.config.codebook_size:
+        codes, no_code = turn.frames[turn.voiced], self._model.config.codebook_size
+        if int(codes.max()) >= no_code:
             # Drawn by `compatibility=reference` only; the published code stops playing here.
             return None
-        wave = self._tokenizer.decode([codes.clamp(max=self._model.config.codebook_size)])[0]
-        size = self._tokenizer.spec.samples_per_frame
-        start = (turn.voiced - first) * size
+        if turn.sound is None:
+            turn.sound = open_sound(self._tokenizer, None, self._past)
+        future = turn.frames[turn.voiced + 1 : wanted]
+        wave = turn.sound.continued(codes[None], torch.stack(future).clamp(max=no_code) if future else None)
         turn.voiced += 1
-        return wave[start : start + size]
+        return wave
 
     @torch.inference_mode()
     def _extend(self, rows: Tensor) -> Tensor:

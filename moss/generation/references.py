@@ -90,7 +90,8 @@ class ClipReader:
             return torch.cat([codes for codes in given if codes is not None])
         waves = []
         for reference, codes in zip(references, given, strict=True):
-            waves.append(self.wave(reference) if codes is None else self._needed_tokenizer().decode([codes])[0])
+            wave = self.wave(reference) if codes is None else self._needed_tokenizer().decode([codes])[0]
+            waves.append(wave if wave.dim() == 1 else wave.mean(0))
         return self._encode(torch.cat(waves))
 
     def wave(self, reference: Reference, *, voice: bool = True) -> Tensor:

@@ -35,7 +35,8 @@ class SpeechChunk:
 
     Attributes:
         codes: Shape (frames, codebooks).
-        audio: Shape (samples,); None where the model was loaded without an audio tokenizer.
+        audio: Shape (samples,), or (2, samples) with a stereo tokenizer; None where the model was loaded without an
+            audio tokenizer.
     """
 
     codes: Tensor
@@ -80,7 +81,9 @@ class Speech:
 
     @cached_property
     def audio(self) -> Tensor:
-        """The waveform, float32 of shape (samples,), decoded when first asked for; a prefix is not in it.
+        """The waveform, decoded when first asked for; a prefix is not in it.
+
+        float32 of shape (samples,), or (2, samples) with a stereo tokenizer.
 
         Raises:
             GenerationError: There is no audio tokenizer, or no speech.
@@ -131,7 +134,7 @@ class Speech:
         return self
 
     def save(self, path: Path | str) -> Path:
-        """Write the audio as a 16-bit wav.
+        """Write the audio as a 16-bit wav, with two channels where it is stereo.
 
         Returns:
             The path.

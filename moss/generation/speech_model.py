@@ -162,15 +162,14 @@ class SpeechModel:
         """Speak a text and give chunks out while it is being spoken.
 
         The codes of all chunks together are those of `generate` with the same options. So are the waveforms if the
-        tokenizer decodes causally (Cat does); with others each chunk is decoded without knowing what follows, which
+        tokenizer decodes in a stream (Cat does); with others each chunk is decoded without knowing what follows, which
         can be heard where chunks meet. Under the request's id the whole speech can be referred to afterwards.
 
         Args:
             text: The words.
             chunk_frames: Frames of a chunk (12.5 a second with the published tokenizers); the last may have fewer.
-            past_frames: How many earlier frames are decoded along with a chunk, for their influence on it. None
-                decodes all of them, exact for every causal tokenizer; a causal tokenizer stays exact if the number
-                covers what it can see.
+            past_frames: How many earlier frames a tokenizer that decodes whole clips only, such as mel_rvq, decodes
+                along with a chunk, for their influence on it; None takes all of them. Others need none.
             options: As those of `generate`.
 
         Raises:

@@ -1,34 +1,16 @@
 """Frames of one request while it is being made: the decode loop runs in a thread, chunks come out of a queue."""
 
-import math
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from moss.config.tokenizer import CatConfig, TransformerStage
 from moss.generation.loop import OnFrames, ShouldStop
 from moss.generation.speech import SpeechChunk
-from moss.tokenizer.interface import AudioTokenizer
-
-PAST_FRAMES = 125
-"""Earlier frames that are decoded along with a new one at most, unless a number is given: 10 s of 12.5 a second, what
-one layer of the published tokenizers sees. More would make every frame of a long turn slower than the one before."""
-
-
-def default_past_frames(tokenizer: AudioTokenizer) -> int:
-    """How many earlier frames to decode along with new ones.
-
-    All that a Cat tokenizer can see where these are at most `PAST_FRAMES`, which is exact; else `PAST_FRAMES`: the
-    published tokenizers see further through their many layers, others do not say how far.
-    """
-    config = getattr(getattr(tokenizer, "model", None), "config", None)
-    if not isinstance(config, CatConfig):
-        return PAST_FRAMES
-    seen_s = sum(s.num_layers * s.context_s for s in config.decoder_stages() if isinstance(s, TransformerStage))
-    return min(PAST_FRAMES, math.ceil(seen_s * tokenizer.spec.frames_per_s))
+from moss.tokenizer.interface import AudioTokenizer, StreamingTokenizer
 
 
 class FrameStream:
@@ -80,28 +62,85 @@ class FrameStream:
             self._queue.put(None)
 
 
+class Sound(Protocol):
+    """Frames that arrive one chunk after the other, as sound."""
+
+    def continued(self, codes: Tensor, future: Tensor | None = None) -> Tensor:
+        """The samples of the next frames, shape (samples,), or (2, samples) for a stereo tokenizer.
+
+        Args:
+            codes: Shape (frames, codebooks), the same codebooks in every chunk.
+            future: Frames behind them that are known already; they are given again later.
+        """
+        ...
+
+
+class StreamedSound:
+    """Through the tokenizer's own decoder stream: exact, and no frame is decoded twice."""
+
+    def __init__(self, tokenizer: StreamingTokenizer, given: Tensor | None) -> None:
+        """Stand behind the `given` frames (frames, codebooks), whose sound is not given out."""
+        self._stream, self._given = tokenizer.decoder_stream(), given
+
+    def continued(self, codes: Tensor, future: Tensor | None = None) -> Tensor:
+        """See `Sound`; the tokenizer is causal and needs no future."""
+        if self._given is not None:
+            # A prefix has all codebooks of the model, frames only as many as are spoken.
+            self._stream.push(self._given[:, : codes.shape[1]])
+            self._given = None
+        return self._stream.push(codes)
+
+
+class WindowedSound:
+    """Decodes each chunk once more together with the frames around it, for tokenizers that decode whole clips only.
+
+    Args:
+        tokenizer: Decodes.
+        given: Frames before the first one, shape (frames, codebooks); their sound is not given out.
+        past_frames: Earlier frames that are decoded along at most; None takes all.
+    """
+
+    def __init__(self, tokenizer: AudioTokenizer, given: Tensor | None, past_frames: int | None) -> None:
+        self._tokenizer, self._past_frames = tokenizer, past_frames
+        self._past = given
+
+    def continued(self, codes: Tensor, future: Tensor | None = None) -> Tensor:
+        """See `Sound`."""
+        past = codes[:0] if self._past is None else self._past[:, : codes.shape[1]]
+        if self._past_frames is not None:
+            past = past[max(0, len(past) - self._past_frames) :]
+        known = torch.cat([past, codes])
+        wave = self._tokenizer.decode([known if future is None else torch.cat([known, future])])[0]
+        self._past = known
+        step = self._tokenizer.spec.samples_per_frame
+        return wave[..., len(past) * step : len(known) * step]
+
+
+def open_sound(tokenizer: AudioTokenizer, given: Tensor | None, past_frames: int | None) -> Sound:
+    """Sound of frames behind `given` (frames, codebooks), in the best way that the tokenizer has.
+
+    Args:
+        tokenizer: Turns codes into sound.
+        given: Frames that stand before the first one; not given out.
+        past_frames: See `WindowedSound`; of no account with a `StreamingTokenizer`.
+    """
+    if isinstance(tokenizer, StreamingTokenizer):
+        return StreamedSound(tokenizer, given)
+    return WindowedSound(tokenizer, given, past_frames)
+
+
 class Voicing:
-    """Decodes a growing sequence of codes and gives out the samples that are new.
+    """Gives growing sequences of codes their sound, where there is a tokenizer.
 
     Args:
         tokenizer: Turns codes into sound; None leaves chunks without audio.
         given: Frames that stand before the first one, shape (frames, codebooks); not given out.
-        past_frames: How many earlier frames are decoded along with new ones; None decodes all.
+        past_frames: How many earlier frames a tokenizer that cannot stream decodes along with new ones; None all.
     """
 
     def __init__(self, tokenizer: AudioTokenizer | None, given: Tensor | None, past_frames: int | None) -> None:
-        self._tokenizer, self._past_frames = tokenizer, past_frames
-        self._codes = given
+        self._sound = None if tokenizer is None else open_sound(tokenizer, given, past_frames)
 
     def voice(self, codes: Tensor) -> SpeechChunk:
         """The chunk of the next frames, shape (frames, codebooks)."""
-        if self._tokenizer is None:
-            return SpeechChunk(codes=codes, audio=None)
-        # A prefix has all codebooks of the model, frames only as many as are spoken.
-        past = codes[:0] if self._codes is None else self._codes[:, : codes.shape[1]]
-        if self._past_frames is not None:
-            past = past[max(0, len(past) - self._past_frames) :]
-        wave = self._tokenizer.decode([torch.cat([past, codes])])[0]
-        self._codes = codes if self._codes is None else torch.cat([self._codes[:, : codes.shape[1]], codes])
-        step = self._tokenizer.spec.samples_per_frame
-        return SpeechChunk(codes=codes, audio=wave[..., len(past) * step : (len(past) + len(codes)) * step])
+        return SpeechChunk(codes=codes, audio=None if self._sound is None else self._sound.continued(codes))

@@ -1,7 +1,12 @@
 """The one place that turns tokenizer settings into a tokenizer."""
 
+import dataclasses
+from importlib.resources import files
+from pathlib import Path
+
 import torch
 
+from moss.config.load_tokenizer import with_geometry_of_weights
 from moss.config.tokenizer import CatConfig, MelRvqConfig, TokenizerConfig
 from moss.errors import ConfigError
 from moss.tokenizer.interface import AudioTokenizer
@@ -10,8 +15,11 @@ from moss.tokenizer.interface import AudioTokenizer
 def build_tokenizer(config: TokenizerConfig, device: str | torch.device = "cpu") -> AudioTokenizer:
     """Build the audio tokenizer that `config` describes, with its weights.
 
+    Weights in a folder that says its own geometry (a published checkpoint, or one of ours) decide it. Of the weights,
+    only the half that `config.part` names is read.
+
     Raises:
-        ConfigError: The kind has no shipped weights and none are given.
+        ConfigError: The kind has no shipped weights and none are given, or the settings contradict the folder's.
         CheckpointError: The weights do not fit.
     """
     if isinstance(config, MelRvqConfig):
@@ -19,11 +27,28 @@ def build_tokenizer(config: TokenizerConfig, device: str | torch.device = "cpu")
 
         return MelRvqTokenizer.load(config, device)
     assert isinstance(config, CatConfig)
-    if config.weights is None:
-        raise ConfigError(
-            "tokenizer.weights: kind 'cat' ships no weights; set it to a published checkpoint folder, or to the "
-            "safetensors file that `python train.py experiment=tokenizer_xs` writes"
-        )
+    weights = weights_path(config)
     from moss.tokenizer.cat import CatTokenizer
 
-    return CatTokenizer.load(config, config.weights, device)
+    config = dataclasses.replace(config, weights=weights)
+    return CatTokenizer.load(with_geometry_of_weights(config), weights, device)
+
+
+def weights_path(config: CatConfig) -> Path:
+    """The weights that the settings name, a file or a folder; else the file that comes with the package.
+
+    Raises:
+        ConfigError: None are named, and none come with the package.
+    """
+    if config.weights is not None:
+        return config.weights
+    if config.shipped is None:
+        raise ConfigError(
+            "tokenizer.weights: these settings have no shipped weights; set it to a published checkpoint folder, or to "
+            "a checkpoint folder that `python train.py task=tokenizer` writes; tokenizer=cat_embedded has weights"
+        )
+    path = Path(str(files("moss.tokenizer"))) / "weights" / f"{config.shipped}.safetensors"
+    if not path.is_file():
+        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.safetensors")))
+        raise ConfigError(f"tokenizer.shipped: no weights {config.shipped!r} in {path.parent}, only {there}")
+    return path

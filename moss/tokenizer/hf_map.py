@@ -1,21 +1,26 @@
-"""Published Cat checkpoints: configuration, state-dict names of three generations, and strict loading.
+"""Weights of Cat checkpoints: state-dict names of three generations, lazy reading, and strict loading.
 
 The network uses the names of the 24 kHz checkpoint. Older and newer names are translated on reading.
-Source: MOSS-Audio-Tokenizer configuration_moss_audio_tokenizer.py and state dicts @56df9ee.
+Source: state dicts of MOSS-Audio-Tokenizer @56df9ee, MOSS-Audio-Tokenizer-v2 and MOSS-Audio-Tokenizer-Nano.
 """
 
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
-from moss.config.schema import build
+from moss.config.load_tokenizer import INDEX_FILE, WEIGHTS_FILE
 from moss.config.tokenizer import CatConfig
-from moss.errors import CheckpointError, ConfigError
+from moss.config.tokenizer_inventory import Shapes, describe, preset_of, state_shapes, structure
+from moss.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from moss.tokenizer.cat import CatModel
 
 LISTED_KEYS = 20
 """How many keys of a kind an error spells out."""
@@ -32,26 +37,6 @@ _TO_48KHZ = (
     (re.compile(r"\.linear1\.weight$"), ".ffn.0.weight"),
     (re.compile(r"\.linear2\.weight$"), ".ffn.2.weight"),
 )
-_QUANTIZER_FIELDS = {
-    "input_dim": "input_size",
-    "rvq_dim": "residual_size",
-    "output_dim": "output_size",
-    "num_quantizers": "num_codebooks",
-    "codebook_size": "codebook_size",
-    "codebook_dim": "code_size",
-}
-_STAGE_FIELDS = {
-    "input_dimension": "input_size",
-    "output_dimension": "output_size",
-    "d_model": "hidden_size",
-    "num_layers": "num_layers",
-    "num_heads": "num_heads",
-    "dim_feedforward": "intermediate_size",
-    "max_period": "rope_theta",
-    "layer_scale": "layer_scale_init",
-}
-_ONLY_SUPPORTED = {"norm": "layer_norm", "positional_embedding": "rope", "gating": "none", "causal": True}
-_QUANTIZER_TYPES = ("rlfq", "random_prefix_rlfq")
 
 
 def canonical_key(key: str) -> str:
@@ -68,50 +53,114 @@ def key_48khz(key: str) -> str:
     return key
 
 
-def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load weights strictly; legacy names are translated.
+class StoredState(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, or of a folder with one or with shards; each is read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the files and read their headers.
+
+        Raises:
+            CheckpointError: A file is missing, is not safetensors, or holds a tensor that another one holds too.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        self.files = _weight_files(path)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._opened: dict[str, Any] = {}
+        for file in self.files:
+            if not file.is_file():
+                raise CheckpointError(
+                    f"{file}: no such file; a tokenizer's weights are a safetensors file or its folder"
+                )
+            try:
+                opened = safe_open(file, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"{file}: not a safetensors file ({error}); fetch or export it again") from error
+            for key in opened.keys():  # noqa: SIM118
+                if key in self._opened:
+                    raise CheckpointError(f"{file}: {key} is in another shard too; fetch the checkpoint again")
+                self._opened[key] = opened
+                self.shapes[key] = tuple(opened.get_slice(key).get_shape())
+
+    def __getitem__(self, key: str) -> Tensor:
+        """Read one tensor."""
+        tensor: Tensor = self._opened[key].get_tensor(key)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        """Names, file by file."""
+        return iter(self._opened)
+
+    def __len__(self) -> int:
+        """Number of tensors."""
+        return len(self._opened)
+
+
+def shapes_of(state: Mapping[str, Tensor]) -> Shapes:
+    """Shape of every tensor; nothing is read for it."""
+    if isinstance(state, StoredState):
+        return state.shapes
+    return {key: tuple(value.shape) for key, value in state.items()}
+
+
+def match_keys(given: Shapes, config: CatConfig, source: str, needed: Collection[str] | None = None) -> dict[str, str]:
+    """Where each tensor of a Cat is in a file: canonical name to the file's name.
+
+    Args:
+        given: The file's names, of any generation, and shapes.
+        config: The network.
+        source: Named in errors.
+        needed: Canonical names without which it is refused; null for all, a half where the other one is not built.
 
     Raises:
-        CheckpointError: Lists keys that are missing, unknown, given twice, or of another shape.
+        CheckpointError: Says what the file is where it is another network, and lists keys that are missing, unknown,
+            given twice, or of another shape.
     """
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    given: dict[str, Tensor] = {}
+    expected = state_shapes(config)
     problems: dict[str, list[str]] = {"given twice": [], "missing": [], "unknown": [], "of another shape": []}
-    for key, value in state.items():
+    places: dict[str, str] = {}
+    for key, shape in given.items():
         name = canonical_key(key)
-        if name in given:
+        if name in places:
             problems["given twice"].append(f"{name} (again as {key})")
         elif name not in expected:
             problems["unknown"].append(key)
-        elif tuple(value.shape) != expected[name]:
-            problems["of another shape"].append(f"{name} expected {expected[name]}, got {tuple(value.shape)}")
-        given[name] = value
-    problems["missing"] = [name for name in expected if name not in given]
+        elif shape != expected[name]:
+            problems["of another shape"].append(f"{name} expected {expected[name]}, got {shape}")
+        places[name] = key
+    problems["missing"] = [name for name in (expected if needed is None else needed) if name not in places]
     if any(problems.values()):
-        lines = [f"{source}: not the weights of this tokenizer; check that the tokenizer settings fit the file"]
+        lines = [f"{source}: not the weights of this tokenizer{_other_network(given, expected)}"]
         lines += [_listing(what, keys) for what, keys in problems.items() if keys]
         raise CheckpointError("\n".join(lines))
-    model.load_state_dict(given)
+    return places
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, or of a folder with `model.safetensors` or a sharded index.
+def load_state(model: "CatModel", state: Mapping[str, Tensor], source: str) -> None:
+    """Load weights strictly, in the model's own dtype; legacy names are translated.
+
+    Of a `StoredState` only the tensors that the model has are read, one at a time.
+
+    Raises:
+        CheckpointError: See `match_keys`; or a tensor is not of floating point.
+    """
+    wanted = model.state_dict()
+    places = match_keys(shapes_of(state), model.config, source, wanted.keys())
+    with torch.no_grad():
+        for name, target in wanted.items():
+            tensor = state[places[name]]
+            if not tensor.is_floating_point():
+                raise CheckpointError(f"{source}: {places[name]} is {tensor.dtype}; expected floating point")
+            target.copy_(tensor)
+
+
+def read_weights(path: Path) -> StoredState:
+    """The tensors of a safetensors file, or of a folder with `model.safetensors` or a sharded index, to be read lazily.
 
     Raises:
         CheckpointError: Nothing readable there.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    state: dict[str, Tensor] = {}
-    for file in _weight_files(path):
-        if not file.is_file():
-            raise CheckpointError(f"{file}: no such file; a tokenizer's weights are a safetensors file or its folder")
-        try:
-            state.update(load_file(file))
-        except SafetensorError as error:
-            raise CheckpointError(f"{file}: not a safetensors file ({error}); fetch or export it again") from error
-    return state
+    return StoredState(path)
 
 
 def write_weights(path: Path, model: nn.Module) -> None:
@@ -125,58 +174,25 @@ def write_weights(path: Path, model: nn.Module) -> None:
     os.replace(temporary, path)
 
 
-def config_from_published(values: Mapping[str, Any]) -> CatConfig:
-    """Our settings for a published `config.json`.
-
-    `model_type`, `version`, `code_dim` and `reversed_decoder_kwargs` have no effect there and are ignored.
-
-    Raises:
-        ConfigError: The checkpoint uses an operator that no published weights use, or its sizes contradict.
-    """
-    problems: list[str] = []
-    quantizer = dict(values["quantizer_kwargs"])
-    kind = values.get("quantizer_type", quantizer.get("quantizer_type", "rlfq"))
-    if kind not in _QUANTIZER_TYPES:
-        problems.append(f"quantizer_type: expected one of {', '.join(_QUANTIZER_TYPES)}, got {kind!r}")
-    window_s = float(values.get("causal_transformer_context_duration", 10.0))
-    plain = {
-        "kind": "cat",
-        "sampling_rate_hz": values.get("sampling_rate", values.get("sample_rate", 24_000)),
-        "samples_per_frame": values["downsample_rate"],
-        "encoder": _stages(values, "encoder_kwargs", window_s, problems),
-        "decoder": _stages(values, "decoder_kwargs", window_s, problems),
-        "quantizer": {ours: quantizer[theirs] for theirs, ours in _QUANTIZER_FIELDS.items()},
-    }
-    if problems:
-        raise ConfigError("published tokenizer configuration:\n" + "\n".join(problems))
-    return build(CatConfig, plain)
-
-
-def _stages(values: Mapping[str, Any], name: str, window_s: float, problems: list[str]) -> list[dict[str, Any]]:
-    stages: list[dict[str, Any]] = []
-    for i, entry in enumerate(values[name]):
-        if entry["module_type"] == "PatchedPretransform":
-            stages.append({"kind": "patch", "patch_size": entry["patch_size"]})
-        elif entry["module_type"] == "Transformer":
-            for field, supported in _ONLY_SUPPORTED.items():
-                if entry.get(field, supported) != supported:
-                    problems.append(f"{name}[{i}].{field}: only {supported!r} is supported, got {entry[field]!r}")
-            stage = {ours: entry[theirs] for theirs, ours in _STAGE_FIELDS.items() if theirs in entry}
-            stages.append({"kind": "transformer", "context_s": entry.get("context_duration", window_s), **stage})
-        else:
-            problems.append(f"{name}[{i}].module_type: expected Transformer or PatchedPretransform, got {entry!r}")
-    return stages
+def _other_network(given: Shapes, expected: Shapes) -> str:
+    """What a file is, where it is not the network that the settings describe with some tensors gone or changed."""
+    canonical = {canonical_key(key): shape for key, shape in given.items()}
+    if structure(canonical) == structure(expected):
+        return "; check that the tokenizer settings fit the file"
+    preset = preset_of(canonical)
+    remedy = "the settings it was trained with" if preset is None else f"tokenizer={preset}"
+    return f": it holds {describe(canonical)}, the settings describe {describe(expected)}; use {remedy}"
 
 
 def _weight_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    index = path / "model.safetensors.index.json"
+    index = path / INDEX_FILE
     if not index.is_file():
-        return [path / "model.safetensors"]
+        return [path / WEIGHTS_FILE]
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (json.JSONDecodeError, KeyError, AttributeError) as error:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{index}: no readable weight_map ({error!r}); fetch the checkpoint again") from error
     outside = [name for name in names if Path(name).name != name]
     if outside:

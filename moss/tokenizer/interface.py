@@ -1,22 +1,29 @@
 """What every audio tokenizer offers, and the checks of what callers hand to it."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from moss.config.generation import Compatibility
 from moss.errors import DataError
 from moss.spec import TokenizerSpec
+
+if TYPE_CHECKING:
+    from moss.tokenizer.streaming import DecoderStream, EncoderStream
 
 
 @runtime_checkable
 class AudioTokenizer(Protocol):
     """Waveforms to codes and back.
 
-    Codes are int64 of shape (frames, codebooks). A waveform of N samples has ceil(N / samples_per_frame) frames.
-    What comes out for one item never depends on the items beside it.
+    Codes are int64 of shape (frames, codebooks). A waveform is float32 of shape (samples,), and (2, samples) for a
+    stereo tokenizer; lengths count samples per audio channel. One of N samples has ceil(N / samples_per_frame) frames.
+    With batch_policy `single` what comes out for one item never depends on the items beside it; bucketed batches are
+    equal up to ties in the last bit.
     """
 
     @property
@@ -30,19 +37,20 @@ class AudioTokenizer(Protocol):
         ...
 
     def encode(self, waves: Sequence[Tensor], num_codebooks: int | None = None) -> list[Tensor]:
-        """Codes (frames, codebooks) int64 of each 1-D float32 mono waveform at the tokenizer's sampling rate.
+        """Codes (frames, codebooks) int64 of each float32 waveform at the tokenizer's sampling rate.
 
         Args:
-            waves: Waveforms of any lengths.
+            waves: Waveforms of any lengths, (samples,) each. A stereo tokenizer takes (2, samples) as well; it hears
+                a mono waveform on both channels.
             num_codebooks: How many codebooks to compute, the first ones; null for all.
 
         Raises:
-            DataError: A waveform is empty, has more than one dimension, or holds a non-finite sample.
+            DataError: A waveform is empty, has more audio channels than the tokenizer, or holds a non-finite sample.
         """
         ...
 
     def decode(self, codes: Sequence[Tensor], num_samples: Sequence[int] | None = None) -> list[Tensor]:
-        """Waveform of each item of codes (frames, k) with k <= num_codebooks, 1-D float32.
+        """Waveform of each item of codes (frames, k) with k <= num_codebooks: float32 (samples,) or (2, samples).
 
         The code `spec.pad_code` contributes nothing.
 
@@ -53,6 +61,24 @@ class AudioTokenizer(Protocol):
         Raises:
             DataError: Codes out of range, no codebook or too many, or a length beyond the frames.
         """
+        ...
+
+
+@runtime_checkable
+class StreamingTokenizer(AudioTokenizer, Protocol):
+    """A tokenizer whose streams give exactly what the whole waveform or all codes at once would give.
+
+    Weights are only read: any number of streams, in any number of threads, share one tokenizer.
+    """
+
+    def encoder_stream(
+        self, num_codebooks: int | None = None, *, compatibility: Compatibility = Compatibility.none
+    ) -> "EncoderStream":
+        """A new stream of samples to codes of the first `num_codebooks` codebooks; null for all."""
+        ...
+
+    def decoder_stream(self, *, compatibility: Compatibility = Compatibility.none) -> "DecoderStream":
+        """A new stream of codes to samples."""
         ...
 
 
@@ -69,26 +95,45 @@ def check_num_codebooks(num_codebooks: int | None, spec: TokenizerSpec) -> int:
     return num_codebooks
 
 
-def check_waves(waves: Sequence[Tensor]) -> None:
+def check_waves(waves: Sequence[Tensor], num_audio_channels: int = 1) -> None:
     """Refuse waveforms that cannot be encoded.
 
     Raises:
         DataError: Names the item and what is wrong with it.
     """
     for i, wave in enumerate(waves):
-        if wave.dim() != 1:
-            raise DataError(
-                f"wave {i}: expected one dimension (mono samples), got shape {tuple(wave.shape)}; average its channels"
-            )
-        if not wave.is_floating_point():
-            raise DataError(f"wave {i}: expected float samples in [-1, 1], got {wave.dtype}; divide by full scale")
+        check_samples(f"wave {i}", wave, num_audio_channels)
         if wave.numel() == 0:
             raise DataError(f"wave {i}: is empty; leave empty clips out")
-        finite = torch.isfinite(wave)
+
+
+def check_samples(name: str, samples: Tensor, num_audio_channels: int = 1) -> None:
+    """Refuse a waveform, or a chunk of one, that is no sound; a chunk may be empty.
+
+    Raises:
+        DataError: Starts with `name` and says what is wrong.
+    """
+    shape = tuple(samples.shape)
+    if num_audio_channels == 1 and samples.dim() != 1:
+        raise DataError(
+            f"{name}: expected one dimension (mono samples), got shape {shape}; average its channels: this tokenizer "
+            "is mono"
+        )
+    if num_audio_channels > 1 and samples.dim() != 1 and shape[:-1] != (num_audio_channels,):
+        raise DataError(
+            f"{name}: expected shape ({num_audio_channels}, samples), or (samples,) to be heard on all channels, got "
+            f"{shape}; mix or average its channels"
+        )
+    if not samples.is_floating_point():
+        raise DataError(f"{name}: expected float samples in [-1, 1], got {samples.dtype}; divide by full scale")
+    # A sum is finite only if all its terms are, and needs no array of its own; an overflow is looked at more closely.
+    if not math.isfinite(float(samples.sum())):
+        finite = torch.isfinite(samples)
         if not bool(finite.all()):
-            first = int((~finite).nonzero()[0])
+            place = (~finite).nonzero()[0].tolist()
             raise DataError(
-                f"wave {i}: sample {first} is {float(wave[first])}; {int((~finite).sum())} samples are not finite"
+                f"{name}: sample {place[-1]} is {float(samples[tuple(place)])}; {int((~finite).sum())} samples are not "
+                "finite"
             )
 
 
@@ -101,7 +146,7 @@ def check_codes(codes: Sequence[Tensor], num_samples: Sequence[int] | None, spec
     if num_samples is not None and len(num_samples) != len(codes):
         raise DataError(f"num_samples: expected one length per item, {len(codes)}, got {len(num_samples)}")
     for i, item in enumerate(codes):
-        _check_item(i, item, spec)
+        check_code_array(f"codes {i}", item, spec)
         if num_samples is not None:
             longest = item.shape[0] * spec.samples_per_frame
             if not 0 <= num_samples[i] <= longest:
@@ -110,30 +155,19 @@ def check_codes(codes: Sequence[Tensor], num_samples: Sequence[int] | None, spec
                 )
 
 
-def fingerprint(name: str, tensors: Iterable[tuple[str, Tensor]], *, dtype: str, batch_policy: str) -> str:
-    """16 hex digits of the sha256 over everything that codes depend on.
+def check_code_array(name: str, item: Tensor, spec: TokenizerSpec) -> None:
+    """Refuse one array of codes that cannot be decoded.
 
-    Args:
-        name: The tokenizer's kind and settings that are not weights.
-        tensors: Names and weights; sorted here.
-        dtype: Arithmetic of the encoder.
-        batch_policy: How items are put together, such as "single".
+    Raises:
+        DataError: Starts with `name` and says what is wrong.
     """
-    digest = hashlib.sha256(f"{name}\n{dtype}\n{batch_policy}\n".encode())
-    for key, tensor in sorted(tensors, key=lambda entry: entry[0]):
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _check_item(i: int, item: Tensor, spec: TokenizerSpec) -> None:
     if item.dim() != 2:
-        raise DataError(f"codes {i}: expected shape (frames, codebooks), got {tuple(item.shape)}")
+        raise DataError(f"{name}: expected shape (frames, codebooks), got {tuple(item.shape)}")
     if item.is_floating_point() or item.is_complex() or item.dtype is torch.bool:
-        raise DataError(f"codes {i}: expected whole numbers, got {item.dtype}")
+        raise DataError(f"{name}: expected whole numbers, got {item.dtype}")
     if not 1 <= item.shape[1] <= spec.num_codebooks:
         raise DataError(
-            f"codes {i}: expected 1 to {spec.num_codebooks} codebooks, got {item.shape[1]}; "
+            f"{name}: expected 1 to {spec.num_codebooks} codebooks, got {item.shape[1]}; "
             "the shape is (frames, codebooks)"
         )
     wide = item.long()
@@ -141,6 +175,23 @@ def _check_item(i: int, item: Tensor, spec: TokenizerSpec) -> None:
     if bool(outside.any()):
         frame, codebook = (int(place) for place in outside.nonzero()[0])
         raise DataError(
-            f"codes {i}: {int(wide[frame, codebook])} at frame {frame}, codebook {codebook} is outside "
+            f"{name}: {int(wide[frame, codebook])} at frame {frame}, codebook {codebook} is outside "
             f"[0, {spec.codebook_size}] ({spec.pad_code} = no code)"
         )
+
+
+def fingerprint(name: str, tensors: Mapping[str, Tensor], *, dtype: str, batch_policy: str) -> str:
+    """16 hex digits of the sha256 over everything that codes depend on.
+
+    Args:
+        name: The tokenizer's kind and settings that are not weights.
+        tensors: The weights by name; asked for one at a time.
+        dtype: Arithmetic of the encoder.
+        batch_policy: How items are put together, such as "single".
+    """
+    digest = hashlib.sha256(f"{name}\n{dtype}\n{batch_policy}\n".encode())
+    for key in sorted(tensors):
+        tensor = tensors[key]
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,18 +1,22 @@
-"""Reconstruction loss of the audio tokenizer: log-mel distance at seven time scales.
+"""Reconstruction losses of the audio tokenizer: log-mel distance at seven time scales, and that of the samples.
 
 The quantizer's two losses are computed where the codes are chosen (`quantizer.ResidualQuantizer`).
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 MEL_WINDOWS = (32, 64, 128, 256, 512, 1024, 2048)
 MEL_BINS = (5, 10, 20, 40, 80, 160, 320)
-LARGEST_MATRIX_WINDOW = 64
-"""Up to this window a product with the Fourier matrix is faster than many small FFTs on a CPU."""
+FILTER_BLOCK = 40
+"""Mel filters that are multiplied at once, with the Fourier bins that any of them covers: most others are zero."""
+QUIETEST = 1e-3
+"""-60 dBFS: the mean magnitude that a target counts as at least, so that silence does not outweigh speech."""
 
 
 class MultiScaleMelLoss(nn.Module):
@@ -45,29 +49,23 @@ class MultiScaleMelLoss(nn.Module):
         assert len(windows) == len(bins)
         self.windows = windows
         self.floor = floor
+        self._blocks: dict[int, list[_FilterBlock]] = {}
         for window, count in zip(windows, bins, strict=True):
             gain = window**-0.5 if normalised_stft else 1.0
             self.register_buffer(f"taper_{window}", torch.hann_window(window) * gain, persistent=False)
             filters = slaney_mel_filters(sampling_rate_hz, window, count)
             self.register_buffer(f"filters_{window}", filters.T.contiguous(), persistent=False)
-            if window <= LARGEST_MATRIX_WINDOW:
-                self.register_buffer(f"fourier_{window}", _fourier_matrix(window), persistent=False)
+            self._blocks[window] = _filter_blocks(filters)
 
     def log_mel(self, wave_BN: Tensor, window: int) -> Tensor:
         """log10 mel magnitudes (B, positions, bins) of waveforms (B, N); positions are a quarter window apart."""
-        hop = window // 4
         mode = "reflect" if wave_BN.shape[-1] > window // 2 else "constant"
         padded = F.pad(wave_BN[:, None], (window // 2, window // 2), mode=mode)[:, 0]
-        count = (padded.shape[1] - window) // hop + 1
-        quarters = padded[:, : (count + 3) * hop].unflatten(1, (-1, hop))
-        tapered = torch.cat([quarters[:, i : i + count] for i in range(4)], -1) * self.get_buffer(f"taper_{window}")
-        if window <= LARGEST_MATRIX_WINDOW:
-            power = (tapered @ self.get_buffer(f"fourier_{window}")).square().unflatten(-1, (2, -1)).sum(-2)
-        else:
-            power = torch.view_as_real(torch.fft.rfft(tapered)).square().sum(-1)
-        # The square root has no gradient at exactly zero, which silence reaches.
-        magnitude = (power + 1e-14).sqrt()
-        return (magnitude @ self.get_buffer(f"filters_{window}")).clamp(min=self.floor).log10()
+        taper, filters = self.get_buffer(f"taper_{window}"), self.get_buffer(f"filters_{window}")
+        # Products in half precision, as mixed-precision training would compute them, are too coarse for a distance.
+        with torch.autocast(padded.device.type, enabled=False):
+            mel: Tensor = _MelMagnitudes.apply(padded.to(taper.dtype), taper, filters, self._blocks[window])
+        return mel.clamp(min=self.floor).log10()
 
     def forward(self, generated_BN: Tensor, target_BN: Tensor) -> Tensor:
         """Scalar distance of two waveform batches (B, N)."""
@@ -77,6 +75,18 @@ class MultiScaleMelLoss(nn.Module):
                 target = self.log_mel(target_BN, window)
             total = total + (self.log_mel(generated_BN, window) - target).abs().mean()
         return total
+
+
+def waveform_loss(generated_BN: Tensor, target_BN: Tensor) -> Tensor:
+    """Mean absolute difference of the samples, relative to the mean magnitude of the whole target batch (B, N)."""
+    return (generated_BN - target_BN).abs().mean() / target_BN.abs().mean().clamp(min=QUIETEST)
+
+
+def mid_side(wave_B2N: Tensor) -> Tensor:
+    """Stereo waves (B, 2, N) as (B * 2, N): item after item (left + right) / 2, then (left - right) / 2."""
+    assert wave_B2N.shape[1:-1] == (2,), f"expected (B, 2, N), got {tuple(wave_B2N.shape)}"
+    left, right = wave_B2N.unbind(1)
+    return torch.stack((left + right, left - right), 1).flatten(0, 1) / 2
 
 
 def slaney_mel_filters(sampling_rate_hz: int, window: int, bins: int) -> Tensor:
@@ -95,11 +105,59 @@ def slaney_mel_filters(sampling_rate_hz: int, window: int, bins: int) -> Tensor:
     return (triangles * 2 / (edges_hz[2:] - edges_hz[:-2])[:, None]).float()
 
 
-def _fourier_matrix(window: int) -> Tensor:
-    """Cosines, then sines, of the bands 0 to window / 2: (window, 2 * (window / 2 + 1))."""
-    phases = torch.arange(window)[:, None] * torch.arange(window // 2 + 1)[None, :] % window
-    angles = phases.double() * (2 * math.pi / window)
-    return torch.cat((angles.cos(), -angles.sin()), 1).float()
+_FilterBlock = tuple[slice, slice]
+"""Fourier bins, and the mel filters that are zero outside them."""
+
+
+def _filter_blocks(filters: Tensor) -> list[_FilterBlock]:
+    """Blocks of mel filters (bins, Fourier bins) with the Fourier bins they cover."""
+    blocks = []
+    for first in range(0, len(filters), FILTER_BLOCK):
+        mine = slice(first, min(first + FILTER_BLOCK, len(filters)))
+        covered = filters[mine].any(0).nonzero()[:, 0]
+        blocks.append((slice(int(covered.min()), int(covered.max()) + 1) if len(covered) else slice(0, 0), mine))
+    return blocks
+
+
+class _MelMagnitudes(torch.autograd.Function):
+    """Mel magnitudes (B, positions, bins) of padded waves (B, N), with a gradient that is one inverse transform.
+
+    Torch differentiates a real transform by a complex one of twice the size, and sums pairs of adjacent numbers, as
+    real and imaginary parts are, an order of magnitude slower than it adds two arrays.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, padded_BN: Tensor, taper: Tensor, filters: Tensor, blocks: list[_FilterBlock]) -> Tensor:
+        hop = len(taper) // 4
+        count = (padded_BN.shape[1] - len(taper)) // hop + 1
+        quarters = padded_BN[:, : (count + 3) * hop].unflatten(1, (-1, hop))
+        tapered = torch.cat([quarters[:, i : i + count] for i in range(4)], -1).mul_(taper)
+        spectrum = torch.fft.rfft(tapered)
+        real, imaginary = torch.view_as_real(spectrum).unbind(-1)
+        # The square root has no gradient at exactly zero, which silence reaches.
+        magnitude = real.square().addcmul_(imaginary, imaginary).add_(1e-14).sqrt_()
+        ctx.save_for_backward(spectrum, magnitude, taper, filters)
+        ctx.blocks, ctx.num_samples = blocks, padded_BN.shape[1]
+        return torch.cat([magnitude[..., bins] @ filters[bins, mine] for bins, mine in blocks], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, mel_gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        spectrum, magnitude, taper, filters = ctx.saved_tensors
+        batch, count, num_bins = magnitude.shape
+        hop = len(taper) // 4
+        gradient = magnitude.new_zeros(batch * count, num_bins)
+        for bins, mine in ctx.blocks:
+            gradient[:, bins].addmm_(mel_gradient[..., mine].flatten(0, 1), filters[bins, mine].T)
+        gradient = gradient.view_as(magnitude).div_(magnitude)
+        # The inverse adds each inner bin's conjugate, which is no output of the forward transform.
+        gradient[..., 1:-1].mul_(0.5)
+        tapered = torch.fft.irfft(spectrum * gradient, n=len(taper), norm="forward").mul_(taper)
+        wave = magnitude.new_zeros(batch, ctx.num_samples)
+        quarters = wave[:, : (count + 3) * hop].unflatten(1, (-1, hop))
+        for i in range(4):
+            quarters[:, i : i + count] += tapered[..., i * hop : (i + 1) * hop]
+        return wave, None, None, None
 
 
 _HZ_PER_MEL = 200 / 3

@@ -152,7 +152,7 @@ class MelRvqTokenizer:
         """16 hex digits over format, analysis, weights, arithmetic and batch policy."""
         weights = self._weights
         name = f"mel_rvq {FORMAT_VERSION} {weights.sampling_rate_hz} {weights.hop} {weights.exponent!r}"
-        return interface.fingerprint(name, weights.tensors().items(), dtype="float32", batch_policy=BATCH_POLICY)
+        return interface.fingerprint(name, weights.tensors(), dtype="float32", batch_policy=BATCH_POLICY)
 
     @torch.no_grad()
     def encode(self, waves: Sequence[Tensor], num_codebooks: int | None = None) -> list[Tensor]:

@@ -14,6 +14,9 @@ from torch.nn import functional as F
 
 from moss.config.tokenizer import QuantizerConfig
 
+SCORED_FRAMES = 1024
+"""Frames that are compared with a codebook at once; more only need more memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class QuantizerOutput:
@@ -119,17 +122,19 @@ class ResidualQuantizer(nn.Module):
     @torch.no_grad()
     def fold(self) -> "FoldedQuantizer":
         """Tables that encode and decode the same codes with far fewer operations; a snapshot of the weights."""
-        tables = []
-        for layer in self.layers:
-            rows = layer.out_proj(layer.codebook.weight)
-            tables.append(torch.cat((rows, rows.new_zeros(1, rows.shape[1]))))
+        layers = self.layers
+        rows = [layer.out_proj(layer.codebook.weight) for layer in layers]
+        # In float64, so that only the finished tables are rounded.
+        projection = torch.cat([layer.in_proj.weight() for layer in layers]).double()
+        bias = torch.cat([layer.in_proj.bias for layer in layers]).double()
+        width = self.config.code_size
+        updates = [row.double() @ projection[(i + 1) * width :].T for i, row in enumerate(rows)]
         return FoldedQuantizer(
-            input_weight=self.input_proj.weight(),
-            input_bias=self.input_proj.bias.detach().clone(),
-            latent_weights=torch.stack([layer.in_proj.weight() for layer in self.layers]),
-            latent_biases=torch.stack([layer.in_proj.bias for layer in self.layers]),
-            unit_rows=torch.stack([F.normalize(layer.codebook.weight, dim=-1) for layer in self.layers]),
-            tables=torch.stack(tables),
+            latent_weight=(projection @ self.input_proj.weight().double()).float(),
+            latent_bias=(projection @ self.input_proj.bias.double() + bias).float(),
+            unit_rows=[F.normalize(layer.codebook.weight, dim=-1).T.contiguous() for layer in layers],
+            updates=[update.float() for update in updates],
+            tables=torch.stack([torch.cat((row, row.new_zeros(1, row.shape[1]))) for row in rows]),
             output_weight=self.output_proj.weight(),
             output_bias=self.output_proj.bias.detach().clone(),
         )
@@ -137,16 +142,20 @@ class ResidualQuantizer(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class FoldedQuantizer:
-    """The quantizer with its projections multiplied out. K codebooks, S rows, c code size, R residual size."""
+    """The quantizer with its projections multiplied out. K codebooks, S rows, c code size, R residual size.
 
-    input_weight: Tensor
-    input_bias: Tensor
-    latent_weights: Tensor
-    """(K, c, R)"""
-    latent_biases: Tensor
-    """(K, c)"""
-    unit_rows: Tensor
-    """(K, S, c)"""
+    A codebook reads only c numbers of the residual. So the residual itself is never formed: what all codebooks would
+    read is computed at once, and each chosen row then changes what the later ones read.
+    """
+
+    latent_weight: Tensor
+    """(K * c, input_size)"""
+    latent_bias: Tensor
+    """(K * c)"""
+    unit_rows: list[Tensor]
+    """Per codebook (c, S), columns of length 1."""
+    updates: list[Tensor]
+    """Per codebook i (S, (K - i - 1) * c): what each row takes from the latents of the codebooks after it."""
     tables: Tensor
     """(K, S + 1, R): each row projected back; the last row is zero, so that the pad code contributes nothing."""
     output_weight: Tensor
@@ -155,18 +164,31 @@ class FoldedQuantizer:
     @torch.no_grad()
     def encode(self, hidden_BTD: Tensor, num_codebooks: int | None = None) -> Tensor:
         """Codes (B, T, n) of the first n codebooks; equal to the first n of a full encode."""
-        residual = F.linear(hidden_BTD.float(), self.input_weight, self.input_bias)
+        count = num_codebooks or len(self.updates)
+        frames = hidden_BTD.flatten(0, 1).split(SCORED_FRAMES)
+        return torch.cat([self._match(piece.float(), count) for piece in frames]).unflatten(0, hidden_BTD.shape[:2])
+
+    def _match(self, hidden_TD: Tensor, count: int) -> Tensor:
+        """Codes (T, count). One frame is all overhead, so every operation here counts."""
+        # Of all codebooks, even where few are asked for: another shape could round differently.
+        latents = F.linear(hidden_TD, self.latent_weight, self.latent_bias)
+        width = self.unit_rows[0].shape[0]
+        end = count * width
         codes = []
-        for i in range(num_codebooks or len(self.tables)):
-            latent = F.linear(residual, self.latent_weights[i], self.latent_biases[i])
-            codes.append((latent @ self.unit_rows[i].T).argmax(-1))
-            residual = residual - self.tables[i][codes[-1]]
-        return torch.stack(codes, -1)
+        for i, latent in enumerate(latents.split(width, 1)[:count]):
+            code = (latent @ self.unit_rows[i]).argmax(1)
+            codes.append(code)
+            start = (i + 1) * width
+            if start < end:
+                update = self.updates[i] if count == len(self.updates) else self.updates[i][:, : end - start]
+                # `latent` is a view of this: the codebooks to come see the change.
+                latents[:, start:end] -= F.embedding(code, update)
+        return torch.stack(codes, 1)
 
     @torch.no_grad()
     def decode(self, codes_BTn: Tensor) -> Tensor:
         """Decoder input (B, T, output_size) of the first n codebooks' codes; pad codes add nothing."""
-        total = self.tables.new_zeros(*codes_BTn.shape[:2], self.tables.shape[2])
-        for i in range(codes_BTn.shape[2]):
-            total = total + self.tables[i][codes_BTn[:, :, i]]
-        return F.linear(total, self.output_weight, self.output_bias)
+        count, size = codes_BTn.shape[2], self.tables.shape[1]
+        rows = codes_BTn + torch.arange(count, device=codes_BTn.device) * size
+        total = F.embedding_bag(rows.flatten(0, 1), self.tables.flatten(0, 1), mode="sum")
+        return F.linear(total, self.output_weight, self.output_bias).unflatten(0, codes_BTn.shape[:2])

@@ -18,7 +18,10 @@ logger = logging.getLogger(__name__)
 
 def progress_text(metrics: Mapping[str, float]) -> str:
     """What a person watching wants to see; MFU is n/a where the device's peak is unknown."""
-    shown = [f"{key} {metrics[key]:.4g}" for key in ("train/loss", "val/loss") if key in metrics]
+    keys = ("train/mel", "train/loss", "val/loss")
+    shown = [f"{key} {metrics[key]:.4g}" for key in keys if key in metrics]
+    if "train/used_frac" in metrics:
+        shown.append(f"codes used {metrics['train/used_frac']:.1%}")
     if "perf/positions_per_s" in metrics:
         mfu = f"{metrics['perf/mfu']:.1%}" if "perf/mfu" in metrics else "n/a"
         speed, wait = metrics["perf/positions_per_s"], metrics["perf/data_wait_frac"]

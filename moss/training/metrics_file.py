@@ -52,7 +52,8 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append one row per number; `repr` keeps every bit."""
-        rows = [[step, key, repr(float(value))] for key, value in metrics.items() if key != "epoch"]
+        # Sorted: Lightning's order depends on what was logged first, which a resume changes.
+        rows = [[step, key, repr(float(value))] for key, value in sorted(metrics.items()) if key != "epoch"]
         with self._path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(rows)
 

@@ -1,5 +1,6 @@
 """TrainConfig -> a finished run folder. Starting the same configuration again resumes it."""
 
+import contextlib
 import json
 import logging
 import os
@@ -30,6 +31,7 @@ from moss.training.checkpoint import FolderCheckpointIO, StepCheckpoints, comple
 from moss.training.lit_data import TokenData
 from moss.training.lit_lm import LitGenerator
 from moss.training.metrics_file import MetricsFile
+from moss.training.processes import processes, trainer_devices
 from moss.training.regenerate import REGENERATION_FILE, first_examples, write_regeneration
 from moss.training.run_lock import exclusive
 from moss.training.start import keep_published_files, with_checkpoint_settings
@@ -54,8 +56,10 @@ def train(config: TrainConfig) -> Path:
         refuse_generator_options(config)
         from moss.training.tokenizer_run import train_tokenizer
 
-        with exclusive(run_folder(config)):
+        # The other processes of a run train in the folder that the first one holds.
+        with exclusive(run_folder(config)) if processes().is_first else contextlib.nullcontext():
             return train_tokenizer(config)
+    refuse_several_processes()
     # The folder's name is that of the composed configuration, whatever the checkpoint it starts from says.
     folder = run_folder(config)
     with exclusive(folder):
@@ -66,6 +70,17 @@ def train(config: TrainConfig) -> Path:
         if config.schedule.regenerate_examples and not (folder / REGENERATION_FILE).exists():
             regenerate_examples(config, folder)
     return folder
+
+
+def refuse_several_processes() -> None:
+    """Several processes would each train a generator of their own, in one folder.
+
+    Raises:
+        ConfigError: There are several.
+    """
+    count = processes().count
+    if count > 1:
+        raise ConfigError(f"task=generator trains in one process so far, {count} were started; start one")
 
 
 def refuse_generator_options(config: TrainConfig) -> None:
@@ -168,15 +183,23 @@ def is_finished(folder: Path, config: TrainConfig) -> bool:
 
 def prepare(folder: Path, config: TrainConfig) -> None:
     """Create the run folder, fix seeds and threads, and write down what is about to run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    point_latest(folder)
-    remove_unfinished(folder / "checkpoints")
     if config.parallel.cpu_threads:
         torch.set_num_threads(config.parallel.cpu_threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # Lightning's advice about loaders and modules does not fit batches that are packed rows.
     warnings.filterwarnings("ignore", module="lightning")
     seed_everything(config.seed, verbose=False)
+    if processes().is_first:
+        write_start(folder, config)
+    else:
+        logging.getLogger("moss").setLevel(logging.WARNING)
+
+
+def write_start(folder: Path, config: TrainConfig) -> None:
+    """Create the run folder and write down what is about to run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    point_latest(folder)
+    remove_unfinished(folder / "checkpoints")
     with atomic_write(folder / "config.yaml") as temporary:
         temporary.write_text(to_yaml(config), encoding="utf-8")
     starts = folder / "run.json"
@@ -245,7 +268,7 @@ def fit(
     rows_per_step = config.data.micro_batches_per_step if config.task is Task.generator else 1
     trainer = Trainer(
         accelerator={Accelerator.cuda: "gpu"}.get(config.parallel.accelerator, config.parallel.accelerator.value),
-        devices=1,
+        **trainer_devices(processes()),
         precision="bf16-mixed" if config.parallel.precision is Precision.bf16 else "32-true",
         max_steps=config.schedule.max_steps,
         max_epochs=-1,

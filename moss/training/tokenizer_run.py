@@ -2,54 +2,34 @@
 
 import json
 import logging
-import math
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback
 
 from moss.config.identity import run_folder
 from moss.config.schema import to_plain
-from moss.config.tokenizer import CatConfig
+from moss.config.tokenizer import CatConfig, Part
 from moss.config.train import TrainConfig
 from moss.data.files import atomic_write
 from moss.data.manifest import Utterance
 from moss.errors import CheckpointError, ConfigError
 from moss.tokenizer.cat import CatModel, CatTokenizer
+from moss.tokenizer.hf_map import load_state, read_weights
+from moss.tokenizer.semantic import SemanticTask
 from moss.training.checkpoint import FolderCheckpointIO, complete_checkpoints
 from moss.training.lit_tokenizer import LitTokenizer
+from moss.training.processes import processes
 from moss.training.run import fit, is_finished, prepare
-from moss.training.tokenizer_data import Recordings, SegmentData
+from moss.training.tokenizer_companions import Listener
+from moss.training.tokenizer_data import SegmentData, none_readable
+from moss.training.tokenizer_recordings import Recordings
 from moss.training.tokenizer_score import HeldoutScores
+from moss.training.tokenizer_watch import AudioSamples, CodebookPlot, WallTimeLimit
 
 logger = logging.getLogger(__name__)
-
-
-class WallTimeLimit(Callback):
-    """Ends a run between two steps once it has gone on for so long.
-
-    Args:
-        limit_s: Seconds from the start of this process' training; None is no limit.
-    """
-
-    def __init__(self, limit_s: float | None) -> None:
-        self._limit_s = math.inf if limit_s is None else limit_s
-        self._started_at = time.monotonic()
-        self.reached = False
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self._started_at = time.monotonic()
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Ask the loop to end; the last checkpoint is then written as usual."""
-        if time.monotonic() - self._started_at >= self._limit_s:
-            self.reached = True
-            trainer.should_stop = True
 
 
 def train_tokenizer(config: TrainConfig) -> Path:
@@ -66,24 +46,54 @@ def train_tokenizer(config: TrainConfig) -> Path:
     """
     if not isinstance(config.tokenizer, CatConfig):
         raise ConfigError(f"tokenizer.kind: task=tokenizer trains 'cat', got {config.tokenizer.kind!r}")
-    folder = run_folder(config)
+    if config.tokenizer.part is not Part.full:
+        raise ConfigError(f"tokenizer.part={config.tokenizer.part}: training needs the whole tokenizer; leave it out")
+    if config.tokenizer_training.mid_side_weight and config.tokenizer.num_audio_channels == 1:
+        raise ConfigError(
+            f"tokenizer_training.mid_side_weight={config.tokenizer_training.mid_side_weight}: a mono tokenizer has no "
+            "middle and sides; leave it at 0"
+        )
+    folder, mine = run_folder(config), processes()
     spec = config.tokenizer.spec()
-    data = SegmentData(config.tokenizer_training, spec, config.seed, config.schedule.max_validation_examples)
+    data = SegmentData(config.tokenizer_training, spec, config.seed, config.schedule.max_validation_examples, mine)
     if not is_finished(folder, config):
         prepare(folder, config)
-        model = CatModel(config.tokenizer)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        logger.info("%s: %.2fM parameters, %d training clips", folder, parameters / 1e6, len(data.train_clips))
-        limit = WallTimeLimit(config.tokenizer_training.max_wall_s)
-        try:
-            module = LitTokenizer(model, config, spec, data.sampler)
-            fit(config, folder, module, data, FolderCheckpointIO(lambda step: _card(config, step)), [limit])
-        except CheckpointError:
-            if not limit.reached:
-                raise
-            logger.info("%s: the wall-time limit ended training; the same command goes on from here", folder)
-    _score(config.tokenizer, folder, data.heldout_clips, data.recordings)
+        _train(config, config.tokenizer, folder, data)
+    if mine.is_first:
+        _score(config.tokenizer, folder, data.heldout_clips, data.recordings)
     return folder
+
+
+def _train(config: TrainConfig, tokenizer: CatConfig, folder: Path, data: SegmentData) -> None:
+    """Train in a prepared folder."""
+    settings, spec = config.tokenizer_training, tokenizer.spec()
+    model = CatModel(tokenizer)
+    # Later starts go on from a checkpoint, and need the weights they began with no more.
+    if settings.init_from is not None and not complete_checkpoints(folder / "checkpoints"):
+        load_state(model, read_weights(settings.init_from), f"tokenizer_training.init_from={settings.init_from}")
+        logger.info("starting from the weights of %s", settings.init_from)
+    listener = None
+    if data.text_tokenizer is not None:
+        width = tokenizer.quantizer.output_size
+        listener = Listener(config, width, data.text_tokenizer.vocab_size, len(SemanticTask))
+    module = LitTokenizer(model, config, spec, data.sampler, listener)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    logger.info("%s: %.2fM parameters, %d training clips", folder, parameters / 1e6, len(data.train_clips))
+    limit = WallTimeLimit(settings.max_wall_s)
+    heard = data.validation_clips[: settings.audio_clips]
+    samples = AudioSamples(folder, heard, data.recordings, settings.audio_every_s)
+    watch: list[Callback] = [limit, CodebookPlot(folder), samples]
+    try:
+        fit(config, folder, module, data, FolderCheckpointIO(lambda step: _card(config, step)), watch)
+    except CheckpointError:
+        if not limit.reached:
+            raise
+        logger.info("%s: the wall-time limit ended training; the same command goes on from here", folder)
+    broken = data.sampler.broken
+    if broken.num_broken:
+        logger.warning(
+            "%d segments were silence: %d training recordings cannot be read", broken.silent_segments, broken.num_broken
+        )
 
 
 def _card(config: TrainConfig, step: int) -> str:
@@ -95,15 +105,22 @@ def _score(config: CatConfig, folder: Path, clips: list[Utterance], recordings: 
     checkpoint = complete_checkpoints(folder / "checkpoints")[-1]
     tokenizer = CatTokenizer.load(config, checkpoint)
     scores = HeldoutScores(tokenizer.spec)
+    scored = 0
     for clip in clips:
-        scores.add(tokenizer, recordings.wave(clip))
+        wave = recordings.find(clip)
+        if wave is not None:
+            scores.add(tokenizer, wave)
+            scored += 1
+    if not scored:
+        raise none_readable(clips, recordings)
     health = scores.health
     stoi = float(np.mean(scores.stoi)) if scores.stoi else None
     record = {"checkpoint": checkpoint.name, "fingerprint": tokenizer.fingerprint, "stoi": stoi}
-    record |= {"clips": len(clips), "clips_too_short_for_stoi": scores.unscored, **asdict(health)}
+    record |= {"clips": scored, "clips_that_cannot_be_read": len(clips) - scored}
+    record |= {"clips_too_short_for_stoi": scores.unscored, **asdict(health)}
     with atomic_write(folder / "heldout.json") as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    lines = [f"weights   {checkpoint}", f"held out  {len(clips)} clips, {health.frames} frames"]
+    lines = [f"weights   {checkpoint}", f"held out  {scored} clips, {health.frames} frames"]
     lines += [f"STOI      {'none' if stoi is None else format(stoi, '.3f')} ({len(scores.stoi)} clips)"]
     lines += [
         f"codebook {i:2d}  {used:6.1%} used, perplexity {perplexity:.0f}"

@@ -12,6 +12,7 @@ from moss.data.audio import resample
 from moss.errors import ConfigError
 from moss.spec import TokenizerSpec
 from moss.tokenizer.codebook_health import CodebookHealth, codebook_health, count_codes
+from moss.training.processes import are_several, total
 
 if TYPE_CHECKING:
     from moss.tokenizer.interface import AudioTokenizer
@@ -36,19 +37,29 @@ class HeldoutScores:
         """Clips too short for STOI's 30 frames of speech; their codes count all the same."""
 
     def add(self, tokenizer: "AudioTokenizer", wave: Tensor) -> None:
-        """Reconstruct one clip (N,) and score it.
+        """Reconstruct one clip (N,) or (2, N) and score it.
 
         Raises:
             ConfigError: The package pystoi is missing.
         """
         (codes,) = tokenizer.encode([wave])
-        (generated,) = tokenizer.decode([codes], [wave.numel()])
+        (generated,) = tokenizer.decode([codes], [wave.shape[-1]])
         self._counts += count_codes(codes, self._spec.codebook_size)
         score = stoi(wave, generated, self._spec.sampling_rate_hz)
         if score is None:
             self.unscored += 1
         else:
             self.stoi.append(score)
+
+    def gather(self, device: torch.device) -> None:
+        """Join the scores of all processes, each of which has other clips."""
+        if not are_several():
+            return
+        self._counts = total(self._counts.to(device)).cpu()
+        sums = total(torch.tensor([sum(self.stoi), len(self.stoi), self.unscored], dtype=torch.float64, device=device))
+        scored, self.unscored = int(sums[1]), int(sums[2])
+        # The mean is all that is asked for.
+        self.stoi = [float(sums[0]) / scored] * scored
 
     @property
     def health(self) -> CodebookHealth:
@@ -69,6 +80,8 @@ class HeldoutScores:
 def stoi(target: Tensor, generated: Tensor, sampling_rate_hz: int) -> float | None:
     """Short-time objective intelligibility at 16 kHz, not extended; None where too little speech is left to score.
 
+    Stereo (2, N) is scored as the mean of its channels.
+
     Raises:
         ConfigError: The package pystoi is missing.
     """
@@ -76,7 +89,8 @@ def stoi(target: Tensor, generated: Tensor, sampling_rate_hz: int) -> float | No
         import pystoi
     except ModuleNotFoundError as error:
         raise ConfigError("scoring a tokenizer needs the package pystoi: pip install 'moss[eval]'") from error
-    pair = [resample(wave.cpu().numpy(), sampling_rate_hz, SCORING_RATE_HZ) for wave in (target, generated)]
+    mono = [wave if wave.dim() == 1 else wave.mean(0) for wave in (target, generated)]
+    pair = [resample(wave.cpu().numpy(), sampling_rate_hz, SCORING_RATE_HZ) for wave in mono]
     with warnings.catch_warnings():
         # pystoi warns and returns a constant when fewer than 30 frames hold speech; that constant is not a score.
         warnings.simplefilter("error", RuntimeWarning)

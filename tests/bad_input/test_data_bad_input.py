@@ -7,12 +7,14 @@ import signal
 
 import numpy as np
 import pytest
+import soundfile
 
 from moss.data.shard import ShardDataset
 from moss.data.shard_writer import write_shards
 from tests.debian import build_corpus
 from tests.recordings import (
     FAKE_TOKENIZER,
+    RATE_HZ,
     build_fake,
     call_script,
     card,
@@ -90,6 +92,40 @@ def test_8_channel_audio(root, capsys):
     _refused_then_quarantined(root, capsys, "zbad", "8 channels: which of them hold the speech is not known")
     assert _manifest(root, "--downmix") == 0
     assert _ids(root / "utterances.jsonl")[-1] == "zbad"
+
+
+def test_audio_at_a_rate_that_speech_does_not_have(root, capsys):
+    write_tone(root / "wavs" / "zbad.wav", rate_hz=4_000)
+    _text(root, "zbad")
+    _refused_then_quarantined(root, capsys, "zbad", "sampling rate 4000 Hz: expected 8000 to 192000 Hz; convert")
+
+
+def test_audio_with_nan_in_its_last_sample(root, capsys):
+    wave = np.zeros(12 * RATE_HZ, dtype=np.float32)
+    wave[100], wave[-1] = 0.5, np.nan
+    soundfile.write(root / "wavs" / "zbad.wav", wave, RATE_HZ, "FLOAT")
+    _text(root, "zbad")
+    _refused_then_quarantined(root, capsys, "zbad", "non-finite samples (NaN or infinity)")
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 192_000])
+def test_10_ms_of_audio_are_encoded(root, monkeypatch, rate_hz):
+    write_tone(root / "wavs" / "zshort.wav", 0.01, rate_hz=rate_hz)
+    _text(root, "zshort")
+    assert _manifest(root) == 0
+    assert _encode(root, monkeypatch) == 0
+    assert call_script("03_write_shards.py", "--root", root) == 0
+    assert call_script("04_verify_shards.py", "--shards", root / "shards") == 0
+    assert ShardDataset(root / "shards").example(3).codes.shape == (1, 3)
+
+
+def test_clipped_audio_is_kept_and_counted(root, capsys):
+    write_tone(root / "wavs" / "zloud.wav", peak=4.0)
+    _text(root, "zloud")
+    assert _manifest(root) == 0
+    assert "clipped, kept (more than 0.1% of the samples at full scale): 1" in capsys.readouterr().out
+    row = json.loads((root / "utterances.jsonl").read_text().splitlines()[-1])
+    assert row["extra"]["clipped_frac"] > 0.5
 
 
 def test_empty_text(root, capsys):

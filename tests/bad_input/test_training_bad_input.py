@@ -182,6 +182,8 @@ def test_ctrl_c_during_training(
         env=environment(),
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that starts the tests in the background has SIGINT ignored, which children inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for(lambda: bool(steps_of(folder)), process)
     process.send_signal(signal.SIGINT)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from moss.config.compose import CONFIG_DIR, from_yaml, load_config, run_command, to_yaml
+from moss.config.evaluation import EvalConfig
 from moss.config.train import TrainConfig
 from moss.errors import ConfigError, DataError
 
@@ -73,6 +74,21 @@ def test_misspelt_choice_names_the_nearest() -> None:
     ]
 
 
+def test_a_checkpoint_folder_is_no_choice_of_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    available = ", ".join(sorted(path.stem for path in (CONFIG_DIR / "tokenizer").glob("*.yaml")))
+    hint = "a checkpoint folder goes into tokenizer.weights=... or, in evaluate.py, tokenizers=[...]"
+    for name in (str(tmp_path / "mine"), "gone/step-1", "mine"):
+        message = f"tokenizer: there is no {name!r}; available: {available}; {hint}"
+        assert mistakes([f"tokenizer={name}"]) == [message]
+        with pytest.raises(ConfigError) as caught:
+            load_config(EvalConfig, "evaluate", ["benchmark=tokenizer", f"tokenizer={name}"])
+        assert message in str(caught.value)
+    assert hint not in mistakes(["tokenizer=other"])[0]
+    assert hint not in mistakes(["model=a/b"])[0]
+
+
 @pytest.fixture
 def configs(tmp_path: Path) -> Path:
     return shutil.copytree(CONFIG_DIR, tmp_path / "configs")
@@ -113,8 +129,8 @@ def test_cfg_job_prints_what_from_yaml_reads_back(tmp_path: Path, capsys: pytest
     config = load_config(TrainConfig, "train", words)
     assert from_yaml(TrainConfig, path) == config
     assert to_yaml(config) == path.read_text()
-    path.write_text(path.read_text().replace("lr: ", "rl: "))
-    with pytest.raises(ConfigError, match=r"config\.yaml: 1 mistake .*\n  1\. optim\.rl: no such setting"):
+    path.write_text(path.read_text().replace("min_lr_frac: ", "min_rl_frac: "))
+    with pytest.raises(ConfigError, match=r"config\.yaml: 1 mistake .*\n  1\. optim\.min_rl_frac: no such setting"):
         from_yaml(TrainConfig, path)
 
 

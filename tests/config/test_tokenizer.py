@@ -1,18 +1,17 @@
-"""Geometry mistakes of the tokenizer settings."""
+"""Geometry of the tokenizer settings: presets, mistakes, and what makes two networks the same."""
 
-from pathlib import Path
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
-import yaml
 
-from moss.config.schema import build
-from moss.config.tokenizer import CatConfig, TokenizerConfig
+from moss.config.load_tokenizer import load_tokenizer_config
+from moss.config.schema import build, to_plain
+from moss.config.tokenizer import CatConfig, TokenizerConfig, TransformerStage
 from moss.errors import ConfigError
 from moss.tokenizer.cat import CatModel
-
-CONFIGS = Path(__file__).parents[2] / "configs" / "tokenizer"
+from moss.tokenizer.transformer import Transformer
 
 
 def patch(size: int) -> dict[str, Any]:
@@ -56,10 +55,86 @@ def test_sizes_of_quantizer_and_rates_are_positive() -> None:
         build(CatConfig, {"sampling_rate_hz": 0})
 
 
-@pytest.mark.parametrize(("name", "values"), [("cat_xs", 6_201_984), ("cat_full", 1_774_566_400)])
-def test_presets(name: str, values: int) -> None:
-    config = build(TokenizerConfig, yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()))
+PRESETS = {
+    "cat_xs": (6_201_984, [1000, 500, 250, 125]),
+    "cat_full": (1_774_566_400, [1000, 500, 250, 125]),
+    "cat_v2": (2_123_701_248, [400, 400, 400, 400, 250, 125]),
+    "cat_v2_xs": (2_508_416, [128, 96, 64, 48, 32, 16]),
+    "cat_nano": (21_969_664, [1600, 1200, 800, 500]),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets(name: str) -> None:
+    """Number of values, and windows in positions, from the first encoder stage on and back again."""
+    config = load_tokenizer_config(name)
     assert isinstance(config, CatConfig)
     with torch.device("meta"):
         model = CatModel(config)
+    values, windows = PRESETS[name]
     assert sum(value.numel() for value in model.parameters()) == values
+    for stack, expected in ((model.encoder, windows), (model.decoder, windows[::-1])):
+        assert stack is not None
+        assert [stage.context for stage in stack if isinstance(stage, Transformer)] == expected
+
+
+def test_stereo_presets_have_the_rates_of_the_published_ones() -> None:
+    for name in ("cat_v2", "cat_nano"):
+        spec = load_tokenizer_config(name).spec()
+        assert (spec.sampling_rate_hz, spec.samples_per_frame, spec.num_audio_channels) == (48_000, 3840, 2)
+        assert spec.frames_per_s == 12.5
+
+
+def test_the_24_khz_preset_is_the_defaults_spelt_out() -> None:
+    """Spelt out, so that it refuses another checkpoint; see `with_geometry_of_weights`."""
+    preset = load_tokenizer_config("cat_full")
+    assert preset.decoder is not None
+    assert dataclasses.replace(preset, decoder=None) == CatConfig()
+    assert preset.geometry() == CatConfig().geometry()
+
+
+def test_unverified_fields_exist() -> None:
+    for name in ("cat_v2", "cat_nano"):
+        config = load_tokenizer_config(name)
+        known = {f"{side}.{field.name}" for side in ("encoder", "decoder") for field in stage_fields()}
+        assert config.unverified
+        assert set(config.unverified) <= known | {field.name for field in dataclasses.fields(config)}
+
+
+def stage_fields() -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(TransformerStage)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sampling_rate_hz": 48_000},
+        {"quantizer": {"num_codebooks": 8}},
+        {"encoder": 1, "context_s": 9.0},
+        {"encoder": 1, "num_heads": 6},
+        {"encoder": 1, "rope_theta": 20_000.0},
+        {"encoder": 7, "always_project": True},
+    ],
+)
+def test_geometry_tells_networks_apart(change: dict[str, Any]) -> None:
+    plain = to_plain(CatConfig())
+    if "encoder" in change:
+        (name,) = change.keys() - {"encoder"}
+        plain["encoder"][change["encoder"]][name] = change[name]
+    else:
+        plain |= change
+    assert build(CatConfig, plain).geometry() != CatConfig().geometry()
+
+
+@pytest.mark.parametrize(
+    "change", [{"part": "encoder"}, {"compute_dtype": "bf16"}, {"weights": "x"}, {"unverified": ["encoder"]}]
+)
+def test_geometry_is_the_network_alone(change: dict[str, Any]) -> None:
+    assert build(CatConfig, change).geometry() == CatConfig().geometry()
+
+
+def test_geometry_overlooks_what_changes_no_function() -> None:
+    plain = to_plain(CatConfig())
+    plain["decoder"] = to_plain(CatConfig().decoder_stages())
+    plain["encoder"][1] |= {"layer_scale_init": 0.5, "always_project": True}
+    assert build(CatConfig, plain).geometry() == CatConfig().geometry(), "its widths all differ, it projects anyway"

@@ -1,11 +1,22 @@
 import builtins
+import tracemalloc
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
-from moss.data.audio import audio_info, load_audio, normalise_loudness, read_audio, resample, write_wav
+from moss.data.audio import (
+    audio_blocks,
+    audio_info,
+    load_audio,
+    loudness_gain,
+    normalise_loudness,
+    open_blocks,
+    read_audio,
+    resample,
+    write_wav,
+)
 from moss.errors import DataError
 from tests.recordings import RATE_HZ, write_tone
 
@@ -137,8 +148,10 @@ def test_write_wav_round_trip_and_refusals(tmp_path):
     samples, rate_hz = read_audio(tmp_path / "deep" / "a.wav")
     assert rate_hz == 24000
     np.testing.assert_allclose(samples[:, 0], [0, 0.5, -0.5, 1, -1], atol=1e-4)
-    with pytest.raises(DataError, match=r"b\.wav: expected a mono wave of shape \(samples,\), got \(2, 3\)"):
-        write_wav(tmp_path / "b.wav", torch.zeros(2, 3), 24000)
+    with pytest.raises(
+        DataError, match=r"b\.wav: expected a wave of shape \(samples,\) or \(2, samples\), got \(3, 2\)"
+    ):
+        write_wav(tmp_path / "b.wav", torch.zeros(3, 2), 24000)
     with pytest.raises(DataError, match=r"b\.wav: non-finite samples"):
         write_wav(tmp_path / "b.wav", np.array([np.inf], dtype=np.float32), 24000)
     assert not (tmp_path / "b.wav").exists()
@@ -153,3 +166,127 @@ def test_loudness_moves_towards_minus_20_dbfs_by_at_most_3_db():
         wave = tone * 10 ** ((gain_db - level_db(tone)) / 20)
         assert level_db(normalise_loudness(wave)) == pytest.approx(expected_db, abs=1e-3)
     assert torch.equal(normalise_loudness(torch.zeros(5)), torch.zeros(5))
+
+
+def _write_noise(path, seconds, rate_hz, channels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (round(seconds * rate_hz), channels))
+    soundfile.write(path, noise, rate_hz, "FLOAT")
+    return path
+
+
+def test_stereo_keeps_its_channels_and_mono_is_heard_on_both(tmp_path):
+    stereo = _write_noise(tmp_path / "stereo.wav", 0.5, 16_000, 2)
+    samples, _ = read_audio(stereo)
+    loaded = load_audio(stereo, 16_000, audio_channels=2)
+    np.testing.assert_array_equal(loaded.numpy(), samples.T)
+    assert loaded.is_contiguous()
+    at_48 = load_audio(stereo, 48_000, audio_channels=2)
+    assert at_48.shape == (2, 24_000)
+    for channel in range(2):
+        np.testing.assert_array_equal(at_48[channel].numpy(), resample(samples[:, channel].copy(), 16_000, 48_000))
+    mono = _write_noise(tmp_path / "mono.wav", 0.5, 16_000, 1)
+    twice = load_audio(mono, 24_000, audio_channels=2)
+    assert twice.shape == (2, 12_000)
+    assert torch.equal(twice[0], load_audio(mono, 24_000))
+    assert torch.equal(twice[0], twice[1])
+
+
+def test_more_than_two_channels_are_refused_for_stereo_too(tmp_path):
+    three = _write_noise(tmp_path / "three.wav", 0.1, 16_000, 3)
+    with pytest.raises(DataError, match=r"three\.wav: 3 channels, at most 2 are mixed down"):
+        load_audio(three, 16_000, audio_channels=2)
+    both = load_audio(three, 16_000, audio_channels=2, max_channels=None)
+    np.testing.assert_allclose(both[1].numpy(), read_audio(three)[0].mean(1), atol=1e-7)
+    with pytest.raises(DataError, match=r"audio_channels=3, block_s=10\.0: expected 1 or 2 channels"):
+        load_audio(three, 16_000, audio_channels=3)
+    with pytest.raises(DataError, match=r"audio_channels=1, block_s=0: expected 1 or 2 channels, more than 0 s"):
+        list(audio_blocks(three, 16_000, 0))
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 11_025, 44_100, 48_000, 192_000])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_blocks_are_the_whole_recording(tmp_path, rate_hz, channels):
+    path = _write_noise(tmp_path / "a.wav", 1.237, rate_hz, 2)
+    whole = load_audio(path, 24_000, audio_channels=channels)
+    blocks = list(audio_blocks(path, 24_000, 0.1, audio_channels=channels))
+    assert len(blocks) > 10
+    assert all(block.shape[-1] for block in blocks)
+    assert torch.equal(torch.cat(blocks, dim=-1), whole)
+    # Resampling in parts is resampling at once.
+    samples, _ = read_audio(path)
+    mono = samples.mean(axis=1, dtype=np.float32)
+    if channels == 1:
+        np.testing.assert_array_equal(whole.numpy(), resample(mono, rate_hz, 24_000))
+    assert whole.shape[-1] == pytest.approx(1.237 * 24_000, abs=1.5)
+
+
+@pytest.mark.parametrize("suffix", [".g722", ".m4a", ".mp3", ".ogg", ".opus", ".flac"])
+def test_blocks_of_every_decoder_are_the_whole_recording(tmp_path, suffix):
+    wave = 0.5 * np.sin(2 * np.pi * 300 * np.arange(3 * RATE_HZ) / RATE_HZ)
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".g722":
+        _write_g722(path, wave)
+    elif suffix == ".m4a":
+        _write_m4a(path, wave, RATE_HZ)
+    else:
+        coding = {"format": "OGG", "subtype": "OPUS"} if suffix == ".opus" else {}
+        soundfile.write(path, wave, RATE_HZ, **coding)
+    blocks = list(audio_blocks(path, RATE_HZ, 0.25))
+    assert len(blocks) > 5
+    assert torch.equal(torch.cat(blocks), load_audio(path, RATE_HZ))
+    if suffix not in (".g722", ".m4a"):
+        np.testing.assert_allclose(torch.cat(blocks), soundfile.read(path, dtype="float32")[0], atol=1e-6)
+
+
+def test_a_long_recording_is_never_held_whole(tmp_path):
+    path = tmp_path / "long.wav"
+    with soundfile.SoundFile(path, "w", 16_000, 2) as file:
+        for _ in range(300):
+            file.write(np.full((16_000, 2), 0.25))
+    whole_bytes = 300 * 48_000 * 4
+    tracemalloc.start()
+    samples = sum(block.shape[0] for block in audio_blocks(path, 48_000, 1.0))
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert samples == 300 * 48_000
+    assert peak_bytes < whole_bytes / 20
+
+
+def test_a_block_with_nan_stops_there_and_a_file_may_be_10_ms(tmp_path):
+    samples = np.zeros(3 * RATE_HZ, dtype=np.float32)
+    samples[-1] = np.nan
+    soundfile.write(tmp_path / "nan.wav", samples, RATE_HZ, "FLOAT")
+    blocks = audio_blocks(tmp_path / "nan.wav", RATE_HZ, 1.0)
+    assert next(blocks).shape == (RATE_HZ,)
+    with pytest.raises(DataError, match=r"nan\.wav: non-finite samples"):
+        list(blocks)
+    for rate_hz in (8_000, 192_000):
+        short = write_tone(tmp_path / f"{rate_hz}.wav", 0.01, rate_hz=rate_hz)
+        assert load_audio(short, 24_000).shape == (240,)
+    one = _write_noise(tmp_path / "one.wav", 1 / 192_000, 192_000, 1)
+    with pytest.raises(DataError, match=r"one\.wav: too short: 1 samples at 192000 Hz are none at 24000 Hz"):
+        load_audio(one, 24_000)
+
+
+def test_open_blocks_says_what_the_file_is(tmp_path):
+    path = _write_noise(tmp_path / "a.wav", 1.0, 22_050, 2)
+    with open_blocks(path, 0.5) as decoded:
+        assert (decoded.sampling_rate_hz, decoded.channels) == (22_050, 2)
+        assert [block.shape for block in decoded.blocks] == [(11_025, 2), (11_025, 2)]
+
+
+def test_write_wav_writes_stereo(tmp_path):
+    wave = torch.tensor([[0.0, 0.25, 0.5], [0.0, -0.25, -0.5]])
+    write_wav(tmp_path / "a.wav", wave, 48_000)
+    np.testing.assert_allclose(read_audio(tmp_path / "a.wav")[0], wave.numpy().T, atol=1e-4)
+    assert torch.allclose(load_audio(tmp_path / "a.wav", 48_000, audio_channels=2), wave, atol=1e-4)
+
+
+def test_channels_are_levelled_together():
+    wave = torch.stack([torch.full((100,), 0.08), torch.full((100,), 0.04)])
+    levelled = normalise_loudness(wave)
+    gain = loudness_gain(float(wave.square().mean().sqrt()))
+    assert torch.equal(levelled, wave * gain)
+    assert 1.0 < gain <= 10 ** (3 / 20) + 1e-9
+    assert loudness_gain(0.0) == 1.0

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from moss.data.manifest_build import ManifestSettings, build_manifest
 from moss.data.shard import ShardDataset
 from moss.data.shard_writer import write_shards
 from moss.data.sources import Candidate, folder_source
+from moss.data.verify import verify_shards
 from moss.errors import DataError
 from tests.recordings import (
     SPEC,
@@ -242,3 +244,100 @@ def test_an_utterance_goes_with_its_reference(tmp_path):
         DataError, match=r"utterance a refers to 'ref-\w+', which is not in the manifest; make it again"
     ):
         assemble(utterances[:2], store)
+
+
+class StreamingEncoder(FakeEncoder):
+    """A fake with streams, and with two audio channels if asked, whose left one alone decides the codes."""
+
+    def __init__(self, channels=1):
+        super().__init__()
+        self.spec = replace(SPEC, num_audio_channels=channels)
+        self.streams, self.largest, self.shapes = 0, 0, set()
+
+    def _codes(self, wave):
+        self.shapes.add(tuple(wave.shape[:-1]))
+        return super()._codes(wave if wave.dim() == 1 else wave[0])
+
+    def encoder_stream(self, num_codebooks=None):
+        self.streams += 1
+        return FakeStream(self, num_codebooks)
+
+
+class FakeStream:
+    def __init__(self, encoder, num_codebooks):
+        self.encoder, self.num_codebooks, self.held, self.num_samples = encoder, num_codebooks, None, 0
+
+    def push(self, samples):
+        self.encoder.largest = max(self.encoder.largest, samples.shape[-1])
+        self.num_samples += samples.shape[-1]
+        held = samples if self.held is None else torch.cat([self.held, samples], dim=-1)
+        whole = held.shape[-1] // SPEC.samples_per_frame * SPEC.samples_per_frame
+        self.held = held[..., whole:]
+        return self._encode(held[..., :whole])
+
+    def finish(self):
+        return self._encode(self.held)
+
+    def _encode(self, wave):
+        if not wave.shape[-1]:
+            return torch.zeros(0, self.num_codebooks or 3, dtype=torch.int64)
+        return self.encoder.encode([wave], self.num_codebooks)[0]
+
+
+def _long(tmp_path, **changes):
+    folder = tmp_path / "long"
+    write_tone(folder / "a.wav", 45.03, rate_hz=8_000)
+    (folder / "a.txt").write_text("A long one.")
+    (utterance,) = build_manifest(folder, folder_source(folder, language="en"), ManifestSettings()).utterances
+    return replace(utterance, **changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"split": "reference"}])
+def test_a_long_recording_is_encoded_as_a_stream(tmp_path, utterances, changes):
+    long = _long(tmp_path, **changes)
+    encoder = StreamingEncoder()
+    whole, part = CodeStore(tmp_path / "whole", card()), CodeStore(tmp_path / "part", card())
+    encode_utterances([*utterances, long], whole, lambda: encoder, EncodeSettings())
+    assert encoder.streams == 0
+    encode_utterances([*utterances, long], part, lambda: encoder, EncodeSettings(stream_above_s=20))
+    assert encoder.streams == 1
+    assert encoder.largest <= 11 * 16_000
+    key = store_key(long)
+    assert part.num_samples(key) == whole.num_samples(key) == 720_480
+    np.testing.assert_array_equal(np.load(part.path(key)), np.load(whole.path(key)))
+
+
+def test_a_bad_long_recording_is_put_aside(tmp_path, utterances):
+    long = _long(tmp_path)
+    Path(long.audio).write_bytes(b"nonsense")
+    settings = EncodeSettings(stream_above_s=20, max_bad_frac=0.5)
+    result = encode_utterances([*utterances, long], _store(tmp_path), StreamingEncoder, settings)
+    assert (result.encoded, result.quarantined) == (7, 1)
+
+
+@pytest.mark.parametrize("stream_above_s", [120.0, 0.5])
+def test_a_stereo_tokenizer_hears_two_channels(tmp_path, utterances, stream_above_s):
+    encoder = StreamingEncoder(channels=2)
+    stereo = card_of(encoder, "fake")
+    assert stereo.num_audio_channels == 2
+    store = CodeStore(store_folder(tmp_path, stereo), stereo)
+    settings = EncodeSettings(stream_above_s=stream_above_s)
+    assert encode_utterances(utterances, store, lambda: encoder, settings).encoded == 7
+    assert encoder.shapes == {(2,)}
+    assert CodeStore(store.folder).card == stereo
+    index = write_shards(tmp_path / "shards", assemble(utterances, store).coded, stereo)
+    assert index.tokenizer.spec.num_audio_channels == 2
+    assert "stereo" in index.tokenizer.describe()
+    again, problems = verify_shards(tmp_path / "shards")
+    assert (again.tokenizer, problems) == (stereo, [])
+    # Samples are counted per audio channel.
+    assert store.num_samples(utterances[0].sha256) == 14_400
+
+
+def test_files_of_a_mono_tokenizer_say_nothing_of_channels(tmp_path, utterances):
+    store = _store(tmp_path)
+    encode_utterances(utterances, store, make_fake_encoder, EncodeSettings())
+    write_shards(tmp_path / "shards", assemble(utterances, store).coded, store.card)
+    for path in (store.folder / "tokenizer.json", tmp_path / "shards" / "index.json"):
+        assert "num_audio_channels" not in path.read_text()
+    assert ShardDataset(tmp_path / "shards").tokenizer.num_audio_channels == 1

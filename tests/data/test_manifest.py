@@ -49,6 +49,14 @@ def test_stored_path_is_relative_only_inside(tmp_path):
     assert stored_path(tmp_path / "a.wav", tmp_path / "x") == str(tmp_path / "a.wav")
 
 
+def test_sound_alone_is_enough_where_no_text_is_needed(tmp_path):
+    path = _write(tmp_path / "m.jsonl", _row(text=""))
+    (utterance,) = read_manifest(path, needs_text=False)
+    assert utterance.text == ""
+    with pytest.raises(DataError, match=r"m\.jsonl:1: empty text"):
+        read_manifest(path)
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -87,3 +95,8 @@ def test_ids_that_cannot(bad):
 def test_utterances_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Utterance(id="a", audio="", text="", language="").id = "b"
+
+
+@pytest.mark.parametrize(("extra", "most"), [({}, 2), ({"downmixed_channels": 8}, None)])
+def test_more_channels_only_where_the_user_accepted_their_mean(extra, most):
+    assert Utterance(**_row(extra=extra)).max_channels == most

@@ -46,12 +46,29 @@ def test_failures_enter_the_mean_at_the_floor_and_are_counted():
         (Metric.PESQ_WB, 1.0),
         (Metric.STOI, 0.0),
         (Metric.ESTOI, 0.0),
+        (Metric.PESQ_NB_8K, 1.0),
+        (Metric.MEL_DISTANCE, 12.0),
+        (Metric.STFT_DISTANCE, 16.6),
     ],
 )
 def test_floor_of_every_metric(metric, floor):
     failed = record(None, error="gone", metric=metric, extra={"num_tokens": 3})
     score = score_records(metric, [failed], SETTINGS)
     assert (score.mean, score.low, score.high, score.n_scored, score.mean_scored) == (floor, floor, floor, 0, None)
+
+
+def test_failure_takes_no_time_and_is_not_in_the_mean_of_times():
+    def taken(seconds, audio_s):
+        extra = {"processing_s": seconds, "audio_s": audio_s}
+        return record(seconds / audio_s, metric=Metric.RTF, extra=extra)
+
+    failed = record(None, error="gone", metric=Metric.RTF)
+    score = score_records(Metric.RTF, [taken(1.0, 2.0), taken(1.0, 10.0), failed], SETTINGS)
+    assert score.mean == score.mean_scored == pytest.approx(0.3)
+    assert score.corpus == pytest.approx(2 / 12)
+    assert (score.n_scored, score.n_expected) == (2, 3)
+    alone = score_records(Metric.RTF, [failed], SETTINGS)
+    assert (alone.mean, alone.n_scored, alone.n_expected) == (None, 0, 1)
 
 
 def test_corpus_rate_loses_every_word_of_a_failed_clip():

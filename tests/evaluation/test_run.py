@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import re
@@ -122,6 +123,25 @@ def test_table(folder):
     assert coverage([]) == "n/a"
 
 
+class Terminal(io.StringIO):
+    """Says that it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_terminal_that_is_too_narrow_gets_the_means(folder, monkeypatch):
+    summary = run(folder)
+    labels = {metric: metric.value for metric in Metric}
+    wide = dataclasses.replace(summary, labels=labels)
+    monkeypatch.setenv("COLUMNS", "120")
+    narrow, piped = Terminal(), io.StringIO()
+    print_summary(wide, narrow)
+    print_summary(wide, piped)
+    assert "[0.0," not in narrow.getvalue()
+    assert "[0.0, 0.0]" in piped.getvalue()
+
+
 def test_training_curves_must_be_there_before_anything_is_scored(folder):
     path, backends, _ = folder
     with pytest.raises(EvaluationError, match=r"metrics\.csv cannot be read.*training run's folder"):
@@ -139,15 +159,24 @@ def test_summary_of_another_version(tmp_path):
 
 
 def test_configuration_says_all_that_is_wrong():
-    values = {"output": "o", "benchmark": "tokenizer", "codebooks": [0], "max_utterances": 0, "metrics": ["sim"]}
-    problems = check(EvalConfig, values)
+    assert check(EvalConfig, {"output": "o"}) == ["generations: benchmark=generations needs it, but it is not set"]
+    values = {"output": "o", "benchmark": "tokenizer"}
+    assert check(EvalConfig, values) == []
+    wrong = {"codebooks": [0], "max_utterances": 0, "min_duration_s": -1.0, "metrics": ["duration_error"]}
+    problems = check(EvalConfig, values | wrong | {"data_dir": "d", "tokenizers": [], "baselines": []})
     assert [problem.split(":")[0] for problem in problems] == [
-        "manifest",
-        "tokenizer",
+        "dataset",
+        "tokenizers",
         "codebooks",
         "max_utterances",
+        "min_duration_s",
         "metrics",
     ]
+    problems = check(EvalConfig, values | {"opus_bits_per_s": [], "codec2_modes": []})
+    assert [problem.split(":")[0] for problem in problems] == ["opus_bits_per_s", "codec2_modes"]
+    assert check(EvalConfig, values | {"opus_bits_per_s": [], "baselines": ["codec2"]}) == []
+    problems = check(EvalConfig, values | {"dataset": "librispeech", "manifest": "m"})
+    assert [problem.split(":")[0] for problem in problems] == ["data_dir", "manifest"]
     wrong = {"asr": {"beam_size": 0, "workers": 0}, "bootstrap": {"resamples": 3, "confidence_frac": 1.0}}
     problems = check(EvalConfig, {"output": "o", "generations": "g", "report": {"audio_utterances": -1}} | wrong)
     assert [problem.split(":")[0] for problem in problems] == [
@@ -170,3 +199,9 @@ def test_configuration_files_compose():
     words = ["benchmark=tokenizer", "tokenizer=mel_rvq", "manifest=m.jsonl", "output=o", "codebooks=[1,2]"]
     config = load_config(EvalConfig, "evaluate", words)
     assert (config.benchmark, config.tokenizer.kind, config.codebooks) == (BenchmarkName.TOKENIZER, "mel_rvq", [1, 2])
+    bare = load_config(EvalConfig, "evaluate", ["benchmark=tokenizer"])
+    assert (bare.tokenizers, bare.manifest, bare.tokenizer) == (["cat_embedded", "mel_rvq"], None, None)
+    assert [baseline.value for baseline in bare.baselines] == ["opus", "codec2", "mel_griffin_lim"]
+    words = ["benchmark=tokenizer", "dataset=aishell", "data_dir=d", "tokenizers=[mel_rvq,cat_xs]", "baselines=[opus]"]
+    config = load_config(EvalConfig, "evaluate", words)
+    assert (config.dataset.value, config.tokenizers, len(config.baselines)) == ("aishell", ["mel_rvq", "cat_xs"], 1)

@@ -25,6 +25,7 @@ def item(folder, name="u1", **changes):
         "prompt_kind": "reference",
         "target": target,
         "target_s": 1.0,
+        "processing_s": 0.3,
     }
     return Item(**(values | changes))
 
@@ -38,6 +39,10 @@ def test_every_metric_gives_one_record(tmp_path):
     assert by_metric[Metric.WER].extra["hypothesis"] == "something else"
     assert by_metric[Metric.DURATION_ERROR].value == pytest.approx(0.2)
     assert by_metric[Metric.SIM].extra == {"prompt_kind": "reference"}
+    assert by_metric[Metric.RTF].value == pytest.approx(0.25)
+    assert by_metric[Metric.RTF].extra == {"processing_s": 0.3, "audio_s": 1.2}
+    assert by_metric[Metric.MEL_DISTANCE].backend.startswith("librosa ")
+    assert {record.protocol for record in records} == {"embedded-v1"}
     assert by_metric[Metric.STOI].backend.startswith("pystoi ")
     assert by_metric[Metric.WER].backend.startswith("fake-asr 1")
 
@@ -60,6 +65,16 @@ def test_changed_input_is_scored_again(tmp_path, change):
         wanted = item(tmp_path, metrics=(Metric.WER,), text="Other words.")
     score_items([wanted], backends, Journal(tmp_path))
     assert backends.recogniser.calls == 1
+
+
+def test_other_rules_and_another_time_are_scored_again(tmp_path):
+    wanted = item(tmp_path, metrics=(Metric.WER, Metric.RTF))
+    score_items([wanted], fake_backends(), Journal(tmp_path))
+    backends = fake_backends()
+    records = score_items([wanted], backends, Journal(tmp_path), protocol="tokenizer-v2")
+    assert ({record.protocol for record in records}, backends.recogniser.calls) == ({"tokenizer-v2"}, 1)
+    slower = item(tmp_path, metrics=(Metric.RTF,), processing_s=0.6)
+    assert score_items([slower], backends, Journal(tmp_path))[0].value == pytest.approx(0.5)
 
 
 def test_scores_do_not_depend_on_the_number_of_workers(tmp_path):

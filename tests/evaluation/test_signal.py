@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from moss.errors import EvaluationError
-from moss.evaluation.metrics.signal import duration_error, pesq_nb_16k, pesq_wb, stoi
-from tests.evaluation.signals import voice
+from moss.evaluation.metrics.signal import duration_error, pesq_nb_8k, pesq_nb_16k, pesq_wb, stoi
+from tests.evaluation.signals import voice, with_noise
 
-METRICS = [pesq_nb_16k, pesq_wb, stoi]
+METRICS = [pesq_nb_16k, pesq_nb_8k, pesq_wb, stoi]
 CLIP = voice(1.5)
 
 
@@ -27,13 +27,13 @@ def test_clips_that_cannot_be_scored(metric, reference, degraded, reason):
         metric(reference, degraded)
 
 
-@pytest.mark.parametrize("metric", [pesq_nb_16k, pesq_wb])
+@pytest.mark.parametrize("metric", [pesq_nb_16k, pesq_nb_8k, pesq_wb])
 def test_pesq_needs_a_quarter_of_a_second(metric):
     with pytest.raises(EvaluationError, match="at least 1/4 of a second"):
         metric(CLIP[:3200], CLIP[:3200])
 
 
-@pytest.mark.parametrize("metric", [pesq_nb_16k, pesq_wb])
+@pytest.mark.parametrize("metric", [pesq_nb_16k, pesq_nb_8k, pesq_wb])
 def test_pesq_reports_what_the_library_reports(metric):
     quiet = CLIP * 1e-30
     with pytest.raises(EvaluationError, match=r"PESQ-.. failed: .+ \(\w+Error\)"):
@@ -56,3 +56,9 @@ def test_duration_error_is_relative_to_the_target():
     assert duration_error(4.0, 4.0) == 0.0
     with pytest.raises(EvaluationError, match="longer than 0 s"):
         duration_error(1.0, 0.0)
+
+
+def test_narrow_band_pesq_at_its_own_rate_differs_by_up_to_a_tenth():
+    noisy = with_noise(CLIP, 10)
+    assert pesq_nb_8k(CLIP, CLIP) == pytest.approx(pesq_nb_16k(CLIP, CLIP), abs=1e-4)
+    assert 0.001 < abs(pesq_nb_8k(CLIP, noisy) - pesq_nb_16k(CLIP, noisy)) < 0.3

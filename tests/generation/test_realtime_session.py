@@ -1,6 +1,6 @@
 """The session against the offline call: any cutting of the text, several turns on one cache, cancelling, sound."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -18,7 +18,6 @@ from moss.sequence.prompt import Conversation, Turn
 from tests.generation.realtime_toy import (
     SAMPLED,
     TEXT,
-    CausalTokenizer,
     toy_codes,
     toy_config,
     toy_layout,
@@ -274,68 +273,6 @@ def test_reset_starts_afresh() -> None:
     session.reset()
     assert session.num_positions == len(session.history()) == 0
     assert torch.equal(say(session, [TEXT]), first)
-
-
-def waves_of(stream: Iterator[Tensor]) -> Tensor:
-    return torch.cat(list(stream))
-
-
-@pytest.mark.parametrize(("past", "future"), [(None, 0), (1, 0), (3, 2), (None, 1)])
-def test_sound_in_pieces_is_the_sound_of_the_whole(past: int | None, future: int) -> None:
-    tokenizer = CausalTokenizer()
-    session = session_of(tokenizer=tokenizer, past_frames=past, future_frames=future)
-    session.begin_turn()
-    waves = []
-    for piece in cut_anywhere(TEXT, 7):
-        session.push_text(piece)
-        waves += list(session.audio())
-    session.end_text()
-    waves += list(session.audio())
-    assert len(waves) == len(session.codes()) > 5
-    assert {len(wave) for wave in waves} == {tokenizer.spec.samples_per_frame}
-    assert torch.equal(torch.cat(waves), tokenizer.decode([offline([], TEXT, 1, SAMPLED)])[0])
-
-
-def test_a_window_bounds_the_work_and_frames_taken_as_codes_are_still_heard() -> None:
-    tokenizer = CausalTokenizer()
-    session = session_of(tokenizer=tokenizer, past_frames=1)
-    session.begin_turn()
-    session.push_text(TEXT)
-    session.end_text()
-    codes = torch.stack(list(session.frames()))
-    heard = waves_of(session.audio())
-    assert tokenizer.frames_decoded == 2 * len(codes) - 1
-    assert torch.equal(heard, tokenizer.decode([codes])[0])
-
-
-def test_the_work_of_a_long_turn_is_bounded_unless_asked_otherwise() -> None:
-    config = replace(GREEDY, max_frames=140, runaway_repeats=0)
-    for past, most in ((None, 125), (1000, 139)):
-        tokenizer = CausalTokenizer()
-        session = session_of(config, tokenizer=tokenizer, past_frames=past)
-        session.begin_turn()
-        session.push_text(TEXT)
-        session.end_text()
-        heard = waves_of(session.audio())
-        assert len(session.codes()) == 140
-        assert tokenizer.frames_decoded == sum(min(before, most) + 1 for before in range(140))
-        assert torch.equal(heard, tokenizer.decode([session.codes()])[0])
-
-
-def test_sound_ends_at_what_is_no_code_in_reference_mode() -> None:
-    config = replace(GREEDY, compatibility=Compatibility.reference, audio=SamplerConfig(temperature=9.0))
-    for seed in range(12):
-        session = session_of(config, seed=seed, tokenizer=CausalTokenizer())
-        session.begin_turn()
-        session.push_text(TEXT)
-        session.end_text()
-        made = len(list(session.audio()))
-        codes = session.codes()
-        illegal = (codes >= toy_config().codebook_size).any(1).nonzero().flatten().tolist()
-        assert made == (illegal[0] if illegal else len(codes))
-        if illegal:
-            return
-    raise AssertionError("no seed draws anything but codes")
 
 
 def test_the_context_can_run_full() -> None:

@@ -15,7 +15,8 @@ from moss.errors import DataError, GenerationError
 from moss.generation.references import ClipReader
 from moss.generation.segments import AudioSegment
 from moss.generation.speech import Speech
-from tests.generation.toy import CausalTokenizer
+from moss.tokenizer.interface import AudioTokenizer
+from tests.generation.toy import CausalTokenizer, small_cat
 
 TOKENIZER = CausalTokenizer()
 
@@ -30,7 +31,7 @@ def tone(seconds: float, rate_hz: int = 250, level: float = 0.5) -> Tensor:
     return torch.full((round(seconds * rate_hz),), level)
 
 
-def speech(codes: Tensor, tokenizer: CausalTokenizer | None = TOKENIZER, error: str | None = None) -> Speech:
+def speech(codes: Tensor, tokenizer: AudioTokenizer | None = TOKENIZER, error: str | None = None) -> Speech:
     return Speech(
         id="voice",
         text="the words",
@@ -114,6 +115,15 @@ def test_more_codebooks_than_the_model_has(caplog: pytest.LogCaptureFixture) -> 
     codes = torch.randint(0, 16, (5, 8))
     assert torch.equal(reader().codes(codes), codes[:, :4])
     assert "the first 4 of 8 codebooks are used" in caplog.text
+
+
+def test_stereo_clips_are_joined_with_mono_ones() -> None:
+    tokenizer = small_cat(audio_channels=2)
+    codes = torch.randint(0, 16, (6, 4), generator=torch.Generator().manual_seed(2))
+    voice = speech(codes, tokenizer)
+    heard = tokenizer.decode([codes])[0].mean(0)
+    joined = reader(tokenizer=tokenizer).joined_codes([voice, (tone(0.5, 400), 400)])
+    assert torch.equal(joined, tokenizer.encode([torch.cat([heard, tone(0.5, 400)])], 4)[0])
 
 
 def test_clips_are_joined_before_they_are_encoded() -> None:

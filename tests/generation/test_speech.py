@@ -1,17 +1,22 @@
 """Codes at once, sound when asked for, without what a prompt gave."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from moss.errors import GenerationError
 from moss.generation.segments import AudioSegment
 from moss.generation.speech import Speech
-from tests.generation.toy import CausalTokenizer
+from moss.tokenizer.interface import AudioTokenizer
+from tests.generation.toy import CausalTokenizer, small_cat
 
 CODES = torch.randint(0, 16, (12, 4), generator=torch.Generator().manual_seed(1))
 
 
-def speech(*segments: AudioSegment, tokenizer: CausalTokenizer | None = None, error: str | None = None) -> Speech:
+def speech(*segments: AudioSegment, tokenizer: AudioTokenizer | None = None, error: str | None = None) -> Speech:
     return Speech(
         id="s",
         text="a",
@@ -31,6 +36,19 @@ def test_several_blocks_are_joined_and_given_frames_cut() -> None:
     # The first block was decoded behind its given frames, the second stands alone.
     assert torch.equal(made.audio, torch.cat([first[60:], second]))
     assert made.duration_s == 9 * 0.08
+
+
+def test_stereo_blocks_are_joined_and_written_with_both_channels(tmp_path: Path) -> None:
+    tokenizer = small_cat(audio_channels=2)
+    made = speech(AudioSegment(CODES[:7], 3), AudioSegment(CODES[7:], 0), tokenizer=tokenizer)
+    first, second = tokenizer.decode([CODES[:7], CODES[7:]])
+    assert torch.equal(made.audio, torch.cat([first[:, 60:], second], dim=1))
+    assert made.audio.shape == (2, 9 * 20)
+    assert not torch.equal(made.audio[0], made.audio[1])
+    samples, rate_hz = soundfile.read(made.save(tmp_path / "a.wav"))
+    assert rate_hz == 400
+    assert samples.shape == (9 * 20, 2)
+    assert np.allclose(samples.T, made.audio.clamp(-1, 1).numpy(), atol=1e-4)
 
 
 def test_sound_is_decoded_when_asked_for_and_once() -> None:

@@ -15,7 +15,7 @@ from moss.generation.requests import Request
 from moss.generation.speech import Speech
 from moss.generation.speech_model import SpeechModel
 from moss.tokenizer.interface import AudioTokenizer
-from tests.generation.toy import CausalTokenizer, talking
+from tests.generation.toy import CausalTokenizer, small_cat, talking
 
 ARCHITECTURES = ["delay", "local", "local_v15", "realtime"]
 TEXT = "Hello there."
@@ -84,6 +84,28 @@ def test_a_continuation_does_not_contain_its_prefix(models: dict[str, SpeechMode
     chunks = list(model.stream("And on it goes.", seed=1, prefix=first, chunk_frames=2))
     assert torch.equal(torch.cat([chunk.codes for chunk in chunks]), more.codes)
     assert torch.equal(torch.cat([chunk.audio for chunk in chunks if chunk.audio is not None]), more.audio)
+
+
+@pytest.mark.parametrize(("name", "audio_channels"), [("delay", 1), ("local", 1), ("local_v15", 2), ("realtime", 1)])
+def test_a_stream_with_a_streaming_tokenizer_is_the_offline_sound(
+    models: dict[str, SpeechModel], name: str, audio_channels: int, tmp_path: Path
+) -> None:
+    mute = models[name]
+    tokenizer = small_cat(audio_channels=audio_channels)
+    model = SpeechModel(mute.model, mute.layout, mute.card, tokenizer=tokenizer, config=mute.config)
+    first = model.generate(TEXT, seed=4)
+    prefix = None if name == "realtime" else first
+    whole = model.generate("And on it goes.", seed=1, prefix=prefix)
+    shape = (20 * len(whole.codes),) if audio_channels == 1 else (2, 20 * len(whole.codes))
+    assert whole.audio.shape == shape
+    for chunk_frames in (1, 5):
+        chunks = list(model.stream("And on it goes.", seed=1, prefix=prefix, chunk_frames=chunk_frames))
+        assert torch.equal(torch.cat([chunk.codes for chunk in chunks]), whole.codes)
+        made = torch.cat([chunk.audio for chunk in chunks if chunk.audio is not None], dim=-1)
+        assert made.shape == shape
+        assert torch.allclose(made, whole.audio, rtol=0, atol=5e-5)
+    info = soundfile.info(whole.save(tmp_path / "a.wav"))
+    assert (info.frames, info.channels) == (20 * len(whole.codes), audio_channels)
 
 
 def test_generations_compose(models: dict[str, SpeechModel]) -> None:

@@ -7,54 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from moss.config.schema import build
-from moss.config.tokenizer import CatConfig
 from moss.errors import GenerationError
-from moss.generation.streaming import PAST_FRAMES, FrameStream, Voicing, default_past_frames
-from moss.tokenizer.cat import CatModel, CatTokenizer
-from tests.generation.toy import CausalTokenizer
+from moss.generation.streaming import FrameStream, StreamedSound, Voicing, WindowedSound, open_sound
+from tests.generation.toy import CausalTokenizer, small_cat
 
 CODES = torch.randint(0, 16, (11, 4), generator=torch.Generator().manual_seed(0))
-
-
-def cat(context_s: float) -> CatTokenizer:
-    """A network of a few hundred values, 20 frames a second."""
-    stage = {"kind": "transformer", "hidden_size": 8, "num_layers": 2, "num_heads": 2, "intermediate_size": 8}
-    stage |= {"context_s": context_s, "layer_scale_init": 1.0}
-    settings = {
-        "kind": "cat",
-        "sampling_rate_hz": 400,
-        "samples_per_frame": 20,
-        "encoder": [
-            {"kind": "patch", "patch_size": 10},
-            stage | {"input_size": 10, "output_size": 4},
-            {"kind": "patch", "patch_size": 2},
-            stage | {"input_size": 8, "output_size": 6},
-        ],
-        "quantizer": {"input_size": 6, "residual_size": 4, "output_size": 6, "num_codebooks": 4, "code_size": 4}
-        | {"codebook_size": 16},
-    }
-    torch.manual_seed(0)
-    return CatTokenizer(CatModel(build(CatConfig, settings)))
-
-
-def test_a_tokenizer_that_sees_a_little_is_decoded_exactly() -> None:
-    tokenizer = cat(0.1)
-    # Two stages of two layers of 0.1 s.
-    past = default_past_frames(tokenizer)
-    assert past == 8
-    codes = torch.randint(0, 16, (30, 4))
-    whole, step = tokenizer.decode([codes])[0], tokenizer.spec.samples_per_frame
-    for frame in (9, 20, 29):
-        part = tokenizer.decode([codes[frame - past : frame + 1]])[0]
-        assert torch.allclose(part[-step:], whole[frame * step : (frame + 1) * step], atol=1e-5)
-    # It does see more than a single frame.
-    assert not torch.allclose(tokenizer.decode([codes[29:]])[0], whole[-step:], atol=1e-5)
-
-
-def test_others_are_decoded_with_ten_seconds() -> None:
-    assert default_past_frames(cat(10.0)) == PAST_FRAMES == 125
-    assert default_past_frames(CausalTokenizer()) == 125
 
 
 def frame_by_frame(on_frames: Callable[[int, Tensor], None], _: object) -> None:
@@ -121,6 +78,52 @@ def test_sound_of_chunks_is_that_of_the_whole(past_frames: int | None, num_given
     # This tokenizer hears one frame back: without any, chunks begin without their echo.
     deaf = Voicing(tokenizer, None, 0)
     assert not torch.equal(torch.cat([c.audio for c in map(deaf.voice, CODES.split(3)) if c.audio is not None]), whole)
+
+
+def test_known_future_is_heard_and_not_given_out() -> None:
+    class Anticipating(CausalTokenizer):
+        def decode(self, codes, num_samples=None):
+            """Each frame is as loud as the one behind it."""
+            return super().decode([torch.cat([part[1:], part[-1:]]) for part in codes])
+
+    tokenizer = Anticipating()
+    sound = open_sound(tokenizer, None, None)
+    waves = [sound.continued(CODES[i : i + 1], CODES[i + 1 : i + 2] if i < 10 else None) for i in range(11)]
+    assert torch.equal(torch.cat(waves), tokenizer.decode([CODES])[0])
+
+
+def test_tokenizers_that_stream_are_streamed() -> None:
+    assert isinstance(open_sound(small_cat(), None, 3), StreamedSound)
+    assert isinstance(open_sound(CausalTokenizer(), None, 3), WindowedSound)
+
+
+@pytest.mark.parametrize("audio_channels", [1, 2])
+@pytest.mark.parametrize("num_given", [0, 7])
+@pytest.mark.parametrize("size", [1, 5])
+def test_a_stream_is_the_whole_however_far_the_tokenizer_sees(audio_channels: int, num_given: int, size: int) -> None:
+    # 60 frames of 0.05 s are several times what all layers together see.
+    tokenizer = small_cat(audio_channels=audio_channels)
+    codes = torch.randint(0, 16, (60, 3), generator=torch.Generator().manual_seed(1))
+    # A prefix may have more codebooks than are spoken.
+    given = torch.cat([codes[:num_given], codes[:num_given, :1]], dim=1) if num_given else None
+    voicing = Voicing(tokenizer, given, past_frames=0)
+    chunks = [voicing.voice(chunk).audio for chunk in codes[num_given:].split(size)]
+    made = torch.cat([chunk for chunk in chunks if chunk is not None], dim=-1)
+    whole = tokenizer.decode([codes])[0][..., num_given * tokenizer.spec.samples_per_frame :]
+    samples = (60 - num_given) * 20
+    assert made.shape == whole.shape == ((samples,) if audio_channels == 1 else (2, samples))
+    assert torch.allclose(made, whole, rtol=0, atol=5e-5)
+    assert whole.abs().max() > 0.01
+
+
+def test_the_past_reaches_further_than_a_window_would() -> None:
+    tokenizer = small_cat(context_s=1.0)
+    codes = torch.randint(0, 16, (60, 4), generator=torch.Generator().manual_seed(1))
+    whole = tokenizer.decode([codes])[0][-20:]
+    streamed = StreamedSound(tokenizer, codes[:-1]).continued(codes[-1:])
+    windowed = WindowedSound(tokenizer, codes[:-1], 20).continued(codes[-1:])
+    assert torch.allclose(streamed, whole, rtol=0, atol=5e-5)
+    assert not torch.allclose(windowed, whole, rtol=0, atol=5e-4)
 
 
 def test_without_a_tokenizer_chunks_are_codes() -> None:

@@ -11,7 +11,7 @@ from moss.config.compose import load_config
 from moss.config.generation import SamplerConfig
 from moss.config.model import DelayModelConfig, ModelConfig, Template, TextTokenizerConfig, TextTokenizerKind
 from moss.config.schema import build, to_plain
-from moss.config.tokenizer import MelRvqConfig
+from moss.config.tokenizer import CatConfig, MelRvqConfig
 from moss.config.train import TrainConfig
 from moss.data.text_tokenizer import build_text_tokenizer
 from moss.generation.presets import preset
@@ -27,6 +27,7 @@ from moss.sequence.layout import DelayLayout, Layout, build_layout
 from moss.sequence.members import member_prompt
 from moss.sequence.prompt import PromptMode, UserPrompt
 from moss.spec import TokenizerSpec
+from moss.tokenizer.cat import CatModel, CatTokenizer
 
 FINGERPRINT = "0123456789abcdef"
 TEXTS = ["one two", "press the star key"]
@@ -75,6 +76,28 @@ class CausalTokenizer:
             echo = torch.cat([torch.zeros(1), level[:-1]])
             made.append((level + 0.5 * echo).repeat_interleave(self.spec.samples_per_frame))
         return made
+
+
+def small_cat(num_codebooks: int = 4, *, audio_channels: int = 1, context_s: float = 0.1) -> CatTokenizer:
+    """A Cat network of a few hundred values, 20 frames a second; it sees four times its context."""
+    stage = {"kind": "transformer", "hidden_size": 8, "num_layers": 2, "num_heads": 2, "intermediate_size": 8}
+    stage |= {"context_s": context_s, "layer_scale_init": 1.0}
+    settings = {
+        "kind": "cat",
+        "sampling_rate_hz": 400,
+        "samples_per_frame": 20,
+        "num_audio_channels": audio_channels,
+        "encoder": [
+            {"kind": "patch", "patch_size": 10 * audio_channels},
+            stage | {"input_size": 10 * audio_channels, "output_size": 4},
+            {"kind": "patch", "patch_size": 2},
+            stage | {"input_size": 8, "output_size": 6},
+        ],
+        "quantizer": {"input_size": 6, "residual_size": 4, "output_size": 6, "num_codebooks": num_codebooks}
+        | {"code_size": 4, "codebook_size": 16},
+    }
+    torch.manual_seed(0)
+    return CatTokenizer(CatModel(build(CatConfig, settings)))
 
 
 def talking(architecture: str, member: str = "tts", **sizes: int) -> SpeechModel:

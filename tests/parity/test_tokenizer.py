@@ -3,6 +3,7 @@
 Sizes, rates, ids and prefix lengths all come from the fixture.
 """
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from moss.config.schema import build, to_plain
-from moss.config.tokenizer import CatConfig, PatchStage, TransformerStage
-from moss.tokenizer.cat import CatModel, CatTokenizer, codes_from_public, codes_to_public, new_stream
-from moss.tokenizer.hf_map import canonical_key, config_from_published, key_48khz, load_state
+from moss.config.load_tokenizer import config_of_folder, load_tokenizer_config
+from moss.config.published_tokenizer import Generation, config_from_published
+from moss.config.tokenizer import PatchStage, TransformerStage
+from moss.tokenizer.build import build_tokenizer
+from moss.tokenizer.cat import CatModel, CatTokenizer, codes_from_public, codes_to_public
+from moss.tokenizer.convert import write_published
+from moss.tokenizer.hf_map import canonical_key, key_48khz, load_state, read_weights
+from moss.tokenizer.stream_state import new_stream
 from moss.tokenizer.transformer import StageState, Transformer, patchify, rotary_angles, rotate, unpatchify
 from tests.parity.fixture_files import load_fixture
 
@@ -24,6 +29,7 @@ INVENTORIES = {
     "manifest_v2": (2094, 2_123_701_248),
     "manifest_nano": (374, 21_969_664),
 }
+PRESETS = {"manifest_v1": "cat_full", "manifest_v2": "cat_v2", "manifest_nano": "cat_nano"}
 
 
 @pytest.fixture(scope="module")
@@ -75,50 +81,40 @@ def test_every_tensor_of_the_fixture_has_its_place(fixture: dict[str, Any], mode
     }
 
 
-def _stereo_config(widths: list[tuple[int, int, int, int]], patches: list[int], contexts: list[float]) -> CatConfig:
-    stages: list[dict[str, Any]] = []
-    for (inputs, outputs, hidden, layers), patch, context_s in zip(widths, patches, contexts, strict=True):
-        stages.append({"kind": "patch", "patch_size": patch})
-        if layers:
-            stages.append(
-                {
-                    "kind": "transformer",
-                    "input_size": inputs,
-                    "output_size": outputs,
-                    "hidden_size": hidden,
-                    "num_layers": layers,
-                    "num_heads": hidden // 64,
-                    "intermediate_size": 4 * hidden,
-                    "context_s": context_s,
-                    "always_project": True,
-                }
-            )
-    return build(CatConfig, {"kind": "cat", "sampling_rate_hz": 96_000, "samples_per_frame": 7680, "encoder": stages})
-
-
-def _inventory_config(name: str, num_codebooks: int) -> CatConfig:
-    if name == "manifest_v1":
-        return CatConfig()
-    if name == "manifest_v2":
-        widths = [(240, 384, 768, 12)] + [(768, 384, 768, 12)] * 3 + [(768, 640, 768, 12), (1280, 768, 1280, 32)]
-        config = _stereo_config(widths, [240, 2, 2, 2, 2, 2], [1, 2, 4, 8, 10, 10])
-    else:
-        widths = [(240, 384, 256, 4), (768, 384, 256, 2), (768, 384, 256, 2), (768, 192, 256, 4), (768, 768, 256, 0)]
-        config = _stereo_config(widths, [240, 2, 2, 2, 4], [4, 6, 8, 10, 10])
-    quantizer = {"num_codebooks": num_codebooks}
-    return build(CatConfig, to_plain(config) | {"quantizer": quantizer})
-
-
 @pytest.mark.parametrize("name", INVENTORIES)
 def test_inventory_of_a_published_checkpoint(fixture: dict[str, Any], name: str) -> None:
     manifest = {key: tuple(shape) for key, shape in fixture[name].items()}
-    num_codebooks = sum(key.endswith(".codebook.weight") for key in manifest)
     with torch.device("meta"):
-        ours = CatModel(_inventory_config(name, num_codebooks)).state_dict()
+        model = CatModel(load_tokenizer_config(PRESETS[name]))
+        load_state(model, {key: torch.empty(shape) for key, shape in manifest.items()}, name)
+    ours = model.state_dict()
     spelling = key_48khz if any(".ffn." in key for key in manifest) else str
     assert {spelling(key): tuple(value.shape) for key, value in ours.items()} == manifest
     assert {canonical_key(key) for key in manifest} == set(ours)
     assert (len(ours), sum(value.numel() for value in ours.values())) == INVENTORIES[name]
+
+
+def test_the_export_is_the_fixture_bit_for_bit(
+    fixture: dict[str, Any], model: CatModel, wave: Tensor, codes: Tensor, tmp_path: Path
+) -> None:
+    assert write_published(tmp_path / "out", model.config, model.state_dict(), max_shard_bytes=50_000) is Generation.v1
+    stored = read_weights(tmp_path / "out")
+    assert set(stored) == set(fixture["state_dict"])
+    for key, value in fixture["state_dict"].items():
+        assert stored[key].dtype is value.dtype
+        assert torch.equal(stored[key], value), key
+    config = config_of_folder(tmp_path / "out")
+    assert config.geometry() == config_from_published(fixture["config"]).geometry()
+    assert torch.equal(build_tokenizer(config).encode([wave])[0], codes)
+
+
+def test_the_export_in_the_names_of_v2_gives_the_fixtures_codes(
+    model: CatModel, wave: Tensor, codes: Tensor, tmp_path: Path
+) -> None:
+    write_published(tmp_path / "out", model.config, model.state_dict(), Generation.v2)
+    tokenizer = build_tokenizer(load_tokenizer_config(str(tmp_path / "out")))
+    assert any(key.endswith("ffn.0.weight") for key in read_weights(tmp_path / "out"))
+    assert torch.equal(tokenizer.encode([wave])[0], codes)
 
 
 # 2. Patches
@@ -324,9 +320,12 @@ def test_blocked_attention_equals_dense(model: CatModel, wave: Tensor, monkeypat
     assert rates > contexts[-1], "the fixture must outlast the window"
 
 
-def _dense_attention(query: Tensor, keys: Tensor, values: Tensor, context: int) -> Tensor:
-    at = torch.arange(query.shape[2])
-    delta = at[:, None] - at[None, :]
+def _dense_attention(
+    query: Tensor, keys: Tensor, values: Tensor, context: int, *, filling: list[int] | None = None
+) -> Tensor:
+    assert filling is None
+    at = torch.arange(keys.shape[2] - query.shape[2], keys.shape[2])
+    delta = at[:, None] - torch.arange(keys.shape[2])
     return F.scaled_dot_product_attention(query, keys, values, (delta >= 0) & (delta < context))
 
 

@@ -51,6 +51,20 @@ def small_model(seed: int = 0) -> CatModel:
     return CatModel(build(CatConfig, small_settings()))
 
 
+def small_stereo_settings() -> dict[str, Any]:
+    """The same frame of 480 samples, of two channels each."""
+    settings = small_settings()
+    settings["num_audio_channels"] = 2
+    settings["encoder"][0]["patch_size"] = 480
+    settings["encoder"][1]["input_size"] = 480
+    return settings
+
+
+def small_stereo_model(seed: int = 0) -> CatModel:
+    torch.manual_seed(seed)
+    return CatModel(build(CatConfig, small_stereo_settings()))
+
+
 @pytest.fixture
 def model() -> CatModel:
     return small_model()

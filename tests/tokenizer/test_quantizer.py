@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moss.config.tokenizer import QuantizerConfig
-from moss.tokenizer.quantizer import ResidualQuantizer, WeightNormConv
+from moss.tokenizer.quantizer import SCORED_FRAMES, ResidualQuantizer, WeightNormConv
 
 SIZES = QuantizerConfig(input_size=12, residual_size=10, output_size=14, num_codebooks=4, codebook_size=16, code_size=4)
 
@@ -43,6 +43,31 @@ def test_folding_changes_neither_codes_nor_output() -> None:
     assert torch.equal(folded.encode(hidden()), plain.codes_BTK)
     torch.testing.assert_close(folded.decode(plain.codes_BTK), plain.quantized_BTD, atol=1e-5, rtol=0)
     assert torch.equal(folded.encode(hidden(), 2), plain.codes_BTK[:, :, :2])
+
+
+def test_folding_holds_for_many_frames_and_for_none() -> None:
+    module = quantizer()
+    folded = module.fold()
+    many = hidden(3, SCORED_FRAMES + 7)
+    codes = folded.encode(many)
+    assert torch.equal(codes, module(many).codes_BTK)
+    assert torch.equal(codes[1:2, -5:], folded.encode(many[1:2, -5:]))
+    for count in (1, 2, 3):
+        assert torch.equal(folded.encode(many, count), codes[:, :, :count])
+    assert folded.encode(many[:, :0]).shape == (3, 0, 4)
+    assert folded.decode(codes[:, :0]).shape == (3, 0, 14)
+
+
+def test_folded_tables_are_a_snapshot() -> None:
+    module = quantizer()
+    folded = module.fold()
+    codes = folded.encode(hidden())
+    decoded = folded.decode(codes)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(-1.5)
+    assert torch.equal(folded.encode(hidden()), codes)
+    assert torch.equal(folded.decode(codes), decoded)
 
 
 def test_active_codebooks_are_a_prefix() -> None:

@@ -87,6 +87,17 @@ def test_only_dead_rows_move_and_they_move_onto_latents() -> None:
             assert (latents[:, book] == layer.codebook.weight[row]).all(1).any()
 
 
+def test_moving_dead_codes_is_repeatable() -> None:
+    counts = torch.randint(0, 4, (4, 64), generator=torch.Generator().manual_seed(5))
+    latents = torch.randn(30, 4, 4, generator=torch.Generator().manual_seed(6))
+    first, second, other = quantizer(), quantizer(), quantizer()
+    for module, step in ((first, 7), (second, 7), (other, 8)):
+        replace_dead_codes(module, counts, latents, 2, seeded(0, step))
+    for a, b, c in zip(first.layers, second.layers, other.layers, strict=True):
+        assert torch.equal(a.codebook.weight, b.codebook.weight)
+        assert not torch.equal(a.codebook.weight, c.codebook.weight)
+
+
 def test_draws_depend_on_every_number() -> None:
     keys = [(0, 1, 5), (0, 1, 6), (1, 1, 5), (1, 1, 4), (0, 2, 5)]
     drawn = [tuple(torch.rand(3, generator=seeded(*key)).tolist()) for key in keys]

@@ -13,8 +13,8 @@ def test_rows_keep_every_bit_and_skip_the_epoch(tmp_path: Path) -> None:
     assert path.read_text().splitlines() == [
         "step,key,value",
         "0,train/loss,0.3333333333333333",
-        "1,val/loss,2.0",
         "1,optim/lr,0.0001",
+        "1,val/loss,2.0",
     ]
 
 

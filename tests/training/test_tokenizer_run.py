@@ -1,7 +1,8 @@
 """Training the tokenizer: stages of the recipe, resuming bit for bit, stopping in time, and the scores at the end."""
 
+import dataclasses
 import json
-import shutil
+import math
 from pathlib import Path
 
 import pytest
@@ -9,42 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 from moss.config.compose import load_config
-from moss.config.identity import run_folder
 from moss.config.schema import build, to_plain
+from moss.config.tokenizer import CatConfig
 from moss.config.train import TrainConfig
-from moss.data.manifest import write_manifest
-from moss.errors import ConfigError
+from moss.errors import CheckpointError, ConfigError
+from moss.tokenizer.build import build_tokenizer
 from moss.tokenizer.cat import CatTokenizer
 from moss.training.run import train
 from moss.training.tokenizer_score import HeldoutScores, stoi
 from tests.tokenizer.conftest import small_settings
-from tests.training.test_tokenizer_data import clip
-
-
-def tiny_run(folder: Path, runs: Path, **changes: object) -> TrainConfig:
-    """Twelve steps: two without codes, then codebooks fitted, then dead codes moved every three steps."""
-    if not (folder / "utterances.jsonl").is_file():
-        clips = [clip(folder, f"t{i}", 0.8) for i in range(3)] + [clip(folder, "h", 1.2, "heldout")]
-        write_manifest(folder / "utterances.jsonl", clips)
-    plain = to_plain(load_config(TrainConfig, "train", ["experiment=tokenizer_xs"]))
-    plain["runs_dir"] = str(runs)
-    plain["tokenizer"] = small_settings()
-    training = {
-        "manifest": str(folder / "utterances.jsonl"),
-        "segment_s": 0.2,
-        "segments_per_step": 2,
-        "bypass_steps": 2,
-        "init_frames": 64,
-        "replace_every_steps": 3,
-        "codebook_dropout_prob": 0.5,
-    }
-    plain["tokenizer_training"] |= training | changes
-    plain["optim"] |= {"warmup_steps": 2}
-    plain["schedule"] |= {"max_steps": 12, "validate_every_steps": 6}
-    plain["checkpoint"] |= {"every_steps": 4, "keep": 9}
-    plain["parallel"] |= {"accelerator": "cpu", "cpu_threads": 1}
-    plain["logger"] |= {"every_steps": 1, "tensorboard": False}
-    return build(TrainConfig, plain)
+from tests.training.tokenizer_runs import ADVERSARIAL, SEMANTIC, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +46,6 @@ def test_scores_are_written_and_said(whole: tuple[Path, Path, str]) -> None:
 def test_weights_of_a_run_make_a_tokenizer(whole: tuple[Path, Path, str]) -> None:
     _, folder, _ = whole
     record = json.loads((folder / "heldout.json").read_text())
-    from moss.config.tokenizer import CatConfig
-    from moss.tokenizer.build import build_tokenizer
-
     settings = small_settings() | {"weights": str(folder / "checkpoints" / "step-00000012")}
     assert build_tokenizer(build(CatConfig, settings)).fingerprint == record["fingerprint"]
 
@@ -88,20 +60,6 @@ def test_every_stage_has_run(whole: tuple[Path, Path, str]) -> None:
     assert moved
     assert set(moved) <= {5, 8, 11}
     assert "val/used_frac/codebook_03" in steps
-
-
-@pytest.mark.parametrize("step", [4, 8])
-def test_a_resumed_run_ends_with_the_same_bits(whole: tuple[Path, Path, str], tmp_path: Path, step: int) -> None:
-    data, folder, _ = whole
-    config = tiny_run(data, tmp_path)
-    resumed = run_folder(config)
-    kept = resumed / "checkpoints" / f"step-{step:08d}"
-    shutil.copytree(folder / "checkpoints" / kept.name, kept)
-    train(config)
-    first = load_file(folder / "checkpoints" / "step-00000012" / "model.safetensors")
-    second = load_file(resumed / "checkpoints" / "step-00000012" / "model.safetensors")
-    assert first.keys() == second.keys()
-    assert all(torch.equal(value, second[key]) for key, value in first.items())
 
 
 def test_the_wall_time_limit_stops_saves_and_scores(whole: tuple[Path, Path, str], tmp_path: Path) -> None:
@@ -153,3 +111,87 @@ def tokenizer() -> CatTokenizer:
     from tests.tokenizer.conftest import small_model
 
     return CatTokenizer(small_model())
+
+
+def test_weights_of_another_run_are_the_start(whole: tuple[Path, Path, str], tmp_path: Path) -> None:
+    first = whole[1] / "checkpoints" / "step-00000012"
+    config = tiny_run(whole[0], tmp_path, init_from=str(first), bypass_steps=0, init_frames=0, replace_every_steps=0)
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=1e-9))
+    folder = train(config)
+    mine, theirs = (load_file(path / "model.safetensors") for path in (folder / "checkpoints" / first.name, first))
+    for name, value in theirs.items():
+        torch.testing.assert_close(mine[name], value, atol=1e-6, rtol=1e-6)
+
+
+def test_weights_of_another_geometry_are_refused(whole: tuple[Path, Path, str], tmp_path: Path) -> None:
+    plain = to_plain(tiny_run(whole[0], tmp_path, init_from=str(whole[1] / "checkpoints" / "step-00000012")))
+    plain["tokenizer"]["quantizer"]["num_codebooks"] = 5
+    with pytest.raises(CheckpointError, match="tokenizer_training.init_from=.*"):
+        train(build(TrainConfig, plain))
+
+
+def test_averaged_weights_are_exported_and_scored(whole: tuple[Path, Path, str], tmp_path: Path) -> None:
+    folder = train(tiny_run(whole[0], tmp_path, ema_decay=0.9))
+    last = folder / "checkpoints" / "step-00000012"
+    exported = load_file(last / "model.safetensors")
+    raw = torch.load(last / "trainer.pt", weights_only=True)["moss_weights"]
+    assert any(not torch.equal(value, raw[name]) for name, value in exported.items())
+    # An average changes nothing about the training itself.
+    assert all(torch.equal(value, raw[name]) for name, value in load_file(_last(whole[1])).items())
+    settings = small_settings() | {"weights": str(last)}
+    record = json.loads((folder / "heldout.json").read_text())
+    assert build_tokenizer(build(CatConfig, settings)).fingerprint == record["fingerprint"]
+
+
+def test_stereo_is_trained_with_mid_and_side(whole: tuple[Path, Path, str], tmp_path: Path) -> None:
+    plain = to_plain(tiny_run(whole[0], tmp_path, mid_side_weight=5.0, waveform_weight=1.0))
+    plain["tokenizer"] |= {"num_audio_channels": 2}
+    plain["tokenizer"]["encoder"][0]["patch_size"] = 480
+    plain["tokenizer"]["encoder"][1]["input_size"] = 480
+    plain["schedule"] |= {"max_steps": 4}
+    folder = train(build(TrainConfig, plain))
+    assert json.loads((folder / "heldout.json").read_text())["frames"] == 60
+    keys = {line.split(",")[1] for line in (folder / "metrics.csv").read_text().splitlines()}
+    assert {"train/mel", "train/mid_side", "train/waveform", "train/codebook"} <= keys
+
+
+def test_half_a_tokenizer_cannot_be_trained(whole: tuple[Path, Path, str], tmp_path: Path) -> None:
+    plain = to_plain(tiny_run(whole[0], tmp_path))
+    plain["tokenizer"]["part"] = "decoder"
+    with pytest.raises(ConfigError, match=r"tokenizer.part=decoder: training needs the whole tokenizer; leave it out"):
+        train(build(TrainConfig, plain))
+
+
+def test_a_mono_tokenizer_has_no_sides(whole: tuple[Path, Path, str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"mid_side_weight=1.0: a mono tokenizer has no middle and sides; leave it"):
+        train(tiny_run(whole[0], tmp_path, mid_side_weight=1.0))
+
+
+def test_a_constant_semantic_weight_is_a_factor_of_the_loss(whole: tuple[Path, Path, str], tmp_path: Path) -> None:
+    semantic = SEMANTIC | {"weight": 20.0, "scaling": "constant"}
+    folder = train(tiny_run(whole[0], tmp_path, semantic=semantic, bypass_steps=99, init_frames=0))
+    rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
+    found = {(int(step), key): float(value) for step, key, value in rows}
+    for step in range(12):
+        parts = 15 * found[step, "train/mel"] + 20 * found[step, "train/semantic"]
+        parts += 20 * found[step, "train/waveform"]
+        assert found[step, "train/loss"] == pytest.approx(parts, rel=1e-5)
+    assert max(found[step, "train/semantic"] for step in range(12)) > 0
+
+
+def _last(folder: Path) -> Path:
+    return folder / "checkpoints" / "step-00000012" / "model.safetensors"
+
+
+def test_mixed_precision_reaches_every_loss(whole: tuple[Path, Path, str], tmp_path: Path) -> None:
+    discriminator = ADVERSARIAL["discriminator"] | {"from_step": 1, "warmup_steps": 0}
+    plain = to_plain(tiny_run(whole[0], tmp_path, discriminator=discriminator, semantic=SEMANTIC, bypass_steps=1))
+    plain["parallel"] |= {"precision": "bf16"}
+    plain["schedule"] |= {"max_steps": 3}
+    folder = train(build(TrainConfig, plain))
+    rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
+    last = {key: float(value) for step, key, value in rows if step == "2"}
+    names = ("mel", "waveform", "commitment", "codebook", "adversarial", "feature", "discriminator", "semantic", "loss")
+    assert all(math.isfinite(last[f"train/{name}"]) for name in names)
+    weights = load_file(folder / "checkpoints" / "step-00000003" / "model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float32}

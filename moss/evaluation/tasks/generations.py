@@ -15,9 +15,10 @@ from pathlib import Path
 from moss.config.evaluation import GENERATION_METRICS, BootstrapConfig, EvalConfig, Metric
 from moss.errors import ConfigError
 from moss.evaluation.items import Item
+from moss.evaluation.protocol import PROTOCOL
 from moss.evaluation.records import Record
 from moss.evaluation.report_charts import ChartGroup
-from moss.evaluation.summary import SummaryRow, make_row
+from moss.evaluation.summary import Summary, SummaryRow, make_row
 from moss.evaluation.tasks.generation_rows import Generation, read_generations
 from moss.evaluation.training_curves import training_charts
 
@@ -42,6 +43,7 @@ class GenerationsTask:
     """
 
     name = "generations"
+    protocol = PROTOCOL
     ranked_system = GENERATED
     shown_systems: Sequence[str] = SYSTEMS
 
@@ -91,9 +93,12 @@ class GenerationsTask:
         parts = [f"{kinds.count(kind)} with {text}" for kind, text in texts.items() if kind in kinds]
         return [f"SIM compares every row of an utterance with the same clip: {'; '.join(parts)}."]
 
-    def charts(self, rows: Sequence[SummaryRow]) -> list[ChartGroup]:
+    def charts(self, rows: Sequence[SummaryRow], labels: dict[Metric, str]) -> list[ChartGroup]:
         """Loss curves of the training run."""
         return self._charts
+
+    def write_files(self, folder: Path, summary: Summary) -> None:
+        """None."""
 
     def _groups(self, system: str) -> list[str]:
         """Groups of a system's clips: the known ones in their order, then others as they come."""

@@ -1,19 +1,22 @@
 """What a benchmark offers to the runner."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from moss.config.evaluation import BootstrapConfig, Metric
 from moss.evaluation.items import Item
 from moss.evaluation.records import Record
 from moss.evaluation.report_charts import ChartGroup
-from moss.evaluation.summary import SummaryRow
+from moss.evaluation.summary import Summary, SummaryRow
 
 
 class Task(Protocol):
     """A benchmark over one set of clips; built before anything is scored, so that wrong input fails at once."""
 
     name: str
+    protocol: str
+    """Name of the rules that the numbers follow; numbers under different names are not comparable."""
     metrics: tuple[Metric, ...]
     items: list[Item]
     """Every clip that should exist."""
@@ -42,6 +45,10 @@ class Task(Protocol):
         """What a reader must know of this benchmark."""
         ...
 
-    def charts(self, rows: Sequence[SummaryRow]) -> list[ChartGroup]:
-        """Charts of the report."""
+    def charts(self, rows: Sequence[SummaryRow], labels: dict[Metric, str]) -> list[ChartGroup]:
+        """Charts of the report; `labels` are the headings of the metrics."""
+        ...
+
+    def write_files(self, folder: Path, summary: Summary) -> None:
+        """Files beside those that every benchmark has."""
         ...

@@ -1,261 +1,201 @@
-"""An audio tokenizer on held-out clips: encode once, decode with the first k codebooks, score against the original.
+"""Tokenizers and codecs on held-out clips: each clip encoded and decoded in every setting, scored against the original.
 
-As in the public harness, the original resampled to the tokenizer's rate *is* the reference, both signals pass through
-16-bit PCM, and the reconstruction has the length of the original. Source: MOSS-Audio-Tokenizer-Eval reconstruct.py
-@b8e23bf.
+What is made of a clip, and what it is compared with, is settled in `reconstruction.py`.
 """
 
-import logging
-import math
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from moss.config.evaluation import TOKENIZER_METRICS, BootstrapConfig, EvalConfig, Metric
-from moss.data.audio import load_audio, write_wav
-from moss.data.files import sha256_file
-from moss.data.manifest import Utterance, read_manifest
-from moss.data.progress import track
-from moss.errors import ConfigError, EvaluationError, MossError
+from moss.data.manifest import Utterance
+from moss.evaluation.clips import ClipChoice
+from moss.evaluation.curves import bitrate_charts, write_curves
 from moss.evaluation.items import Item
-from moss.evaluation.protocol import METRICS
+from moss.evaluation.markdown import write_markdown
+from moss.evaluation.protocol import METRICS, TOKENIZER_PROTOCOL
+from moss.evaluation.published import published_tokenizers
+from moss.evaluation.reconstruction import Original, Reconstruction, reconstruct, write_originals
 from moss.evaluation.records import Record
-from moss.evaluation.report_charts import Chart, ChartGroup, Series
-from moss.evaluation.summary import SummaryRow, make_row
-from moss.spec import TokenizerSpec
-from moss.tokenizer.interface import AudioTokenizer
-
-logger = logging.getLogger(__name__)
+from moss.evaluation.report_charts import ChartGroup
+from moss.evaluation.summary import Summary, SummaryRow, make_row
+from moss.evaluation.systems import System, TokenizerSystem, Variant
 
 ORIGINAL = "original audio"
+CHART_GROUP = "Quality over bit rate"
+
+_DEFINITIONS = {
+    Metric.PESQ_NB_8K: "PESQ-NB@16k is what the published harness computes, PESQ-NB@8k is the standard's rate.",
+    Metric.SIM: "SIM compares a reconstruction with its own original; it is on another scale than WavLM SIM.",
+    Metric.MEL_DISTANCE: "Mel and STFT distance add two scales (windows of 2048 and 512) of linear and logarithmic "
+    "differences at 16 kHz; 0 is best.",
+}
 
 
 class TokenizerTask:
-    """Scores a tokenizer's reconstructions, made here where they are not on disk yet.
+    """Scores what systems make of the same clips; clips are made here where they are not on disk yet.
 
     Args:
-        config: Manifest, split, codebook counts; `output` takes the reconstructions.
-        tokenizer: What is scored.
-        name: How the tokenizer is called.
+        config: Metrics; `output` takes the reconstructions.
+        choice: The clips.
+        systems: Tokenizers and codecs, the one of interest first.
         languages: Languages that the recogniser knows, None for any.
+        notes: What else must be said, such as a baseline that is missing.
 
     Raises:
-        ConfigError: no manifest is named.
-        DataError: a manifest that cannot be read.
-        EvaluationError: a count the tokenizer does not have; an empty split.
+        DataError: the disk is full.
     """
 
+    name = "tokenizers"
+    protocol = TOKENIZER_PROTOCOL
+
     def __init__(
-        self, config: EvalConfig, tokenizer: AudioTokenizer, *, name: str, languages: frozenset[str] | None
+        self,
+        config: EvalConfig,
+        choice: ClipChoice,
+        systems: Sequence[System],
+        *,
+        languages: frozenset[str] | None,
+        notes: Sequence[str] = (),
     ) -> None:
-        if config.manifest is None:
-            raise ConfigError("manifest: benchmark=tokenizer needs it, but it is not set")
-        self.name = f"tokenizer {name}"
         self.metrics = tuple(config.metrics) or TOKENIZER_METRICS
-        self.facts = {"tokenizer fingerprint": tokenizer.fingerprint}
-        self._spec = tokenizer.spec
-        self._counts = check_counts(config.codebooks, tokenizer.spec)
-        utterances = choose_utterances(config.manifest, config.split, config.max_utterances, config.bootstrap.seed)
-        made = reconstruct(tokenizer, utterances, self._counts, config.output / "reconstructions")
-        self.items = tokenizer_items(made, self._counts, self.metrics, languages)
-        self._foreign = [u for u in utterances if languages is not None and u.language not in languages]
-        self.ranked_system = system_of(self._counts[-1])
-        shown = sorted({self._counts[0], self._counts[len(self._counts) // 2], self._counts[-1]})
-        self.shown_systems: Sequence[str] = [ORIGINAL, *(system_of(count) for count in shown)]
+        self.facts = {"clips": choice.description} | {system.family: system.revision for system in systems}
+        self._rows = [(system, variant) for system in systems for variant in system.variants]
+        self._extra_notes = [*choice.notes, *notes]
+        folder = config.output / "reconstructions"
+        originals = write_originals(choice.utterances, folder)
+        made: dict[tuple[str, str], Reconstruction] = {}
+        for system in systems:
+            made |= reconstruct(system, originals, folder)
+        variants = [variant for _, variant in self._rows]
+        self.items = tokenizer_items(originals, variants, made, self.metrics, languages)
+        self._without_wer = [u for u in choice.utterances if not _has_wer(u, languages)]
+        self.ranked_system = systems[0].variants[-1].system
+        self.shown_systems: Sequence[str] = [ORIGINAL, *_shown(systems)]
 
     def rows(self, records: Sequence[Record], bootstrap: BootstrapConfig) -> list[SummaryRow]:
-        """The original audio (WER only), then one row per codebook count."""
+        """The original audio (WER only), then every system in every setting."""
         rows = []
         if any(item.system == ORIGINAL for item in self.items):
             rows.append(make_row(ORIGINAL, records, self.metrics, bootstrap, system=ORIGINAL))
-        for count in self._counts:
-            label, system = row_label(count, self._spec), system_of(count)
-            rows.append(make_row(label, records, self.metrics, bootstrap, system=system, codebooks=count))
+        for system, variant in self._rows:
+            row = make_row(
+                variant.label,
+                records,
+                self.metrics,
+                bootstrap,
+                system=variant.system,
+                codebooks=variant.num_codebooks,
+                bits_per_s=variant.bits_per_s,
+                family=system.family,
+            )
+            rows.append(row)
         return rows
 
     def group_rows(self, records: Sequence[Record], bootstrap: BootstrapConfig) -> list[SummaryRow]:
-        """None: one split is scored at a time."""
+        """None: one choice of clips is scored at a time."""
         return []
 
     def notes(self) -> list[str]:
-        """How many clips have no WER because of their language."""
-        if Metric.WER not in self.metrics or not self._foreign:
-            return []
-        found = ", ".join(sorted({utterance.language for utterance in self._foreign}))
-        return [f"{len(self._foreign)} clips ({found}) have no WER: the recogniser does not know their language."]
+        """What was scored, against what, and how the numbers are defined."""
+        notes = [
+            f"Clips: {self.facts['clips']}.",
+            "Every system hears a clip at its own rate; all are scored at 16 kHz against the same 16-bit original, "
+            "aligned at the head, so that a band that a system does not carry counts against it.",
+            *(text for metric, text in _DEFINITIONS.items() if metric in self.metrics),
+        ]
+        if Metric.RTF in self.metrics:
+            notes.append(_timing_note())
+        if Metric.WER in self.metrics and self._without_wer:
+            found = ", ".join(sorted({utterance.language or "unknown" for utterance in self._without_wer}))
+            notes.append(
+                f"{len(self._without_wer)} clips (language {found}) have no WER: they have no text, or the recogniser "
+                "does not know their language."
+            )
+        return notes + self._extra_notes
 
-    def charts(self, rows: Sequence[SummaryRow]) -> list[ChartGroup]:
-        """Each metric over the number of codebooks, with its interval."""
-        if len(self._counts) < 2:
-            return []
-        return [("Quality over codebooks", [_chart(metric, rows) for metric in self.metrics if _has(metric, rows)])]
+    def charts(self, rows: Sequence[SummaryRow], labels: dict[Metric, str]) -> list[ChartGroup]:
+        """Each metric over the bit rate, with intervals, beside published rows where they are defined alike."""
+        charts = bitrate_charts(rows, labels, published_tokenizers())
+        return [(CHART_GROUP, charts)] if charts else []
 
-
-def _has(metric: Metric, rows: Sequence[SummaryRow]) -> bool:
-    return any(
-        row.codebooks is not None and metric in row.scores and row.scores[metric].mean is not None for row in rows
-    )
-
-
-def _chart(metric: Metric, rows: Sequence[SummaryRow]) -> Chart:
-    scale = 100.0 if METRICS[metric].percent else 1.0
-    scored = [(row.codebooks, row.scores[metric]) for row in rows if row.codebooks is not None and metric in row.scores]
-    points = [(float(x), score) for x, score in scored if score.mean is not None]
-    label = METRICS[metric].label
-    series = Series(
-        name=label,
-        x=[x for x, _ in points],
-        y=[scale * (score.mean or 0.0) for _, score in points],
-        low=[scale * (score.low or 0.0) for _, score in points],
-        high=[scale * (score.high or 0.0) for _, score in points],
-    )
-    unit = f"{label} (%)" if METRICS[metric].percent else label
-    return Chart(title=label, x_label="codebooks", y_label=unit, series=[series])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reconstruction:
-    """The clips made of one utterance, or the reason why there are none."""
-
-    utterance: Utterance
-    reference: Path
-    by_count: dict[int, Path]
-    """Codebook count -> wav."""
-    failure: str | None
-
-
-def default_counts(num_codebooks: int) -> list[int]:
-    """1, 2, 4, 8, ... and all."""
-    powers = [2**i for i in range(num_codebooks.bit_length()) if 2**i < num_codebooks]
-    return [*powers, num_codebooks]
-
-
-def check_counts(counts: Sequence[int], spec: TokenizerSpec) -> list[int]:
-    """Codebook counts to score, ascending; the default ones when none are given.
-
-    Raises:
-        EvaluationError: a count that the tokenizer does not have.
-    """
-    outside = [count for count in counts if not 1 <= count <= spec.num_codebooks]
-    if outside:
-        raise EvaluationError(f"codebooks={outside}: this tokenizer has 1 to {spec.num_codebooks} codebooks")
-    return sorted(set(counts)) or default_counts(spec.num_codebooks)
-
-
-def system_of(count: int) -> str:
-    """Name of the system that decodes with `count` codebooks."""
-    return f"{count} codebook" + ("" if count == 1 else "s")
-
-
-def row_label(count: int, spec: TokenizerSpec) -> str:
-    """Name of a row of the table, with its bit rate."""
-    bits_per_s = count * math.log2(spec.codebook_size) * spec.frames_per_s
-    return f"{system_of(count)} ({bits_per_s:.0f} bit/s)"
-
-
-def choose_utterances(manifest: Path, split: str, max_utterances: int | None, seed: int) -> list[Utterance]:
-    """Utterances to score, in the order of the manifest.
-
-    Args:
-        manifest: utterances.jsonl.
-        split: "heldout", "train", or empty for all.
-        max_utterances: Draw that many at random; None takes all.
-        seed: Of the draw.
-
-    Raises:
-        DataError: the manifest is missing or has a broken line (path:line).
-        EvaluationError: no utterance of that split.
-    """
-    utterances = read_manifest(manifest)
-    chosen = [utterance for utterance in utterances if not split or utterance.split == split]
-    if not chosen:
-        splits = sorted({utterance.split or "(none)" for utterance in utterances})
-        found = ", ".join(splits) or "nothing"
-        raise EvaluationError(
-            f"{manifest}: none of {len(utterances)} utterances has split {split!r}, found {found}; "
-            "set split=... to one of these, or split='' for all"
-        )
-    if max_utterances is not None and max_utterances < len(chosen):
-        kept = set(random.Random(seed).sample(range(len(chosen)), max_utterances))
-        chosen = [utterance for i, utterance in enumerate(chosen) if i in kept]
-    return chosen
-
-
-def reconstruct(
-    tokenizer: AudioTokenizer, utterances: Sequence[Utterance], counts: Sequence[int], folder: Path
-) -> list[Reconstruction]:
-    """Make the wavs that are not there yet; file names carry tokenizer and clip hashes, so an old one is never taken.
-
-    A clip that cannot be read or encoded becomes a failure, not an exception.
-    """
-    made = []
-    for utterance in track(utterances, "reconstructing", len(utterances)):
-        try:
-            made.append(_reconstruct(tokenizer, utterance, counts, folder / tokenizer.fingerprint))
-        except MossError as error:
-            logger.warning("%s cannot be reconstructed: %s", utterance.id, error)
-            source = Path(utterance.audio)
-            made.append(Reconstruction(utterance=utterance, reference=source, by_count={}, failure=str(error)))
-    return made
+    def write_files(self, folder: Path, summary: Summary) -> None:
+        """table.md and curves.png."""
+        write_markdown(folder / "table.md", summary, self.facts)
+        charts = bitrate_charts(summary.rows, summary.labels, published_tokenizers())
+        if charts:
+            write_curves(folder / "curves.png", charts, published_tokenizers())
 
 
 def tokenizer_items(
-    reconstructions: Sequence[Reconstruction],
-    counts: Sequence[int],
+    originals: Sequence[Original],
+    variants: Sequence[Variant],
+    made: dict[tuple[str, str], Reconstruction],
     metrics: Sequence[Metric],
     languages: frozenset[str] | None,
 ) -> list[Item]:
-    """The original (WER only) and every codebook count of every utterance.
+    """The original (WER only) and every setting of every system, for every utterance.
 
     Args:
-        reconstructions: One per utterance.
-        counts: Codebook counts.
+        originals: One per utterance.
+        variants: Settings of all systems.
+        made: What each made of each utterance.
         metrics: What is measured.
         languages: Languages that the recogniser knows, None for any; the others have no WER.
     """
     items = []
-    for count in (None, *counts):
-        for made in reconstructions:
-            knows = languages is None or made.utterance.language in languages
-            wanted = [metric for metric in metrics if metric is not Metric.WER or knows]
-            if count is None:
+    for variant in (None, *variants):
+        for original in originals:
+            utterance = original.utterance
+            clip = Reconstruction(wav=original.reference) if variant is None else made[variant.system, utterance.id]
+            if original.failure is not None:
+                clip = Reconstruction(failure=original.failure)
+            heard = _has_wer(utterance, languages)
+            wanted = [metric for metric in metrics if metric is not Metric.WER or heard]
+            if variant is None:
                 wanted = [metric for metric in wanted if metric is Metric.WER]
-            wav = made.reference if count is None else made.by_count.get(count)
-            items.append(
-                Item(
-                    system=ORIGINAL if count is None else system_of(count),
-                    group=made.utterance.split,
-                    utterance=made.utterance.id,
-                    text=made.utterance.text,
-                    language=made.utterance.language,
-                    metrics=tuple(wanted),
-                    wav=None if made.failure else wav,
-                    failure=made.failure,
-                    target=made.reference,
-                )
+            item = Item(
+                system=ORIGINAL if variant is None else variant.system,
+                group=utterance.split,
+                utterance=utterance.id,
+                text=utterance.text,
+                language=utterance.language,
+                metrics=tuple(wanted),
+                wav=clip.wav,
+                failure=clip.failure,
+                prompt=original.reference,
+                prompt_kind="original",
+                target=original.reference,
+                processing_s=clip.processing_s,
             )
+            items.append(item)
     return [item for item in items if item.metrics]
 
 
-def _reconstruct(
-    tokenizer: AudioTokenizer, utterance: Utterance, counts: Sequence[int], folder: Path
-) -> Reconstruction:
-    source, rate_hz = Path(utterance.audio), tokenizer.spec.sampling_rate_hz
-    try:
-        name = f"{utterance.id}-{sha256_file(source)[:8]}.wav"
-    except OSError as error:
-        raise EvaluationError(f"{source} cannot be read: {error.strerror}") from error
-    reference = folder / "original" / name
-    by_count = {count: folder / f"codebooks-{count:02d}" / name for count in counts}
-    missing = [count for count, path in by_count.items() if not path.is_file()]
-    if missing or not reference.is_file():
-        wave = load_audio(source, rate_hz)
-        write_wav(reference, wave, rate_hz)
-        # What the tokenizer hears is what it is compared with: the clip after 16-bit PCM.
-        heard = load_audio(reference, rate_hz)
-        codes = tokenizer.encode([heard])[0]
-        for count in missing:
-            decoded = tokenizer.decode([codes[:, :count]], [heard.shape[0]])[0]
-            write_wav(by_count[count], decoded, rate_hz)
-    return Reconstruction(utterance=utterance, reference=reference, by_count=by_count, failure=None)
+def _has_wer(utterance: Utterance, languages: frozenset[str] | None) -> bool:
+    return bool(utterance.text) and (languages is None or utterance.language in languages)
+
+
+def _shown(systems: Sequence[System]) -> list[str]:
+    """Systems with players: tokenizers at half and at all codebooks, of each codec the nearest to the first system."""
+    rate = systems[0].variants[-1].bits_per_s or 0.0
+    shown = []
+    for system in systems:
+        if isinstance(system, TokenizerSystem):
+            variants = [system.variants[len(system.variants) // 2], system.variants[-1]]
+        else:
+            variants = [min(system.variants, key=lambda variant: abs((variant.bits_per_s or 0.0) - rate))]
+        shown += [variant.system for variant in variants]
+    return list(dict.fromkeys(shown))
+
+
+def _timing_note() -> str:
+    import torch
+
+    where = f"{torch.get_num_threads()} CPU thread(s)"
+    if torch.cuda.is_available():
+        where = f"{torch.cuda.get_device_name()} and {where}"
+    return (
+        f"{METRICS[Metric.RTF].label} is the time of encoding and decoding over that of the audio, one clip at a time, "
+        f"on {where}; a tokenizer always encodes all codebooks. It has no worst value: its mean is over the clips that "
+        "were made."
+    )
