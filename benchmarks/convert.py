@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
+from moss.command import run_command
 from moss.config.compose import load_config
 from moss.config.model import ModelConfig
 from moss.config.train import TrainConfig
-from moss.data.command import run_command
 from moss.errors import DataError
 from moss.model.hf_map import published_config
 from moss.model.safetensors_files import StoredTensor, header_of, index_text

@@ -21,9 +21,9 @@ import torch
 from reference_models import check_checkout, generate_delay, generate_local, reference_delay, reference_local
 from torch import Tensor, nn
 
+from moss.command import run_command
 from moss.config.generation import Compatibility, GenerationConfig, SamplerConfig
 from moss.config.model import DelayModelConfig, LocalModelConfig, ModelConfig
-from moss.data.command import run_command
 from moss.data.files import atomic_write
 from moss.generation.delay_loop import generate_delay as our_delay
 from moss.generation.loop import generate

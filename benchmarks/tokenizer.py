@@ -32,8 +32,8 @@ from tokenizer_cases import (
 from tokenizer_child import measure
 from torch import Tensor
 
+from moss.command import run_command
 from moss.config.tokenizer import BatchPolicy, CatConfig
-from moss.data.command import run_command
 from moss.data.files import atomic_write
 from moss.errors import ConfigError
 from moss.evaluation.provenance import processor

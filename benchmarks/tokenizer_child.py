@@ -32,9 +32,9 @@ from tokenizer_cases import (
 )
 from torch import Tensor
 
+from moss.command import run_command
 from moss.config.load_tokenizer import load_tokenizer_config
 from moss.config.tokenizer import CatConfig
-from moss.data.command import run_command
 from moss.errors import ConfigError
 from moss.tokenizer.build import build_tokenizer
 from moss.tokenizer.hf_map import write_weights

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from moss.data.command import run_command
+from moss.command import run_command
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from moss.data.command import run_command
+from moss.command import run_command
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -16,7 +16,7 @@ def main(arguments: Sequence[str]) -> None:
     add("--root", type=Path, default=Path("data/family"), help="folder of 00_fetch_speech.py (default: %(default)s)")
     add("--members", nargs="+", metavar="MEMBER", help="tts ttsd voice_generator sound_effect realtime (default: all)")
     add("--tokenizer", default="mel_rvq", help="name in configs/tokenizer/ or a .yaml file (default: %(default)s)")
-    add("--weights", type=Path, help="weights file, in place of the ones the settings name")
+    add("--weights", type=Path, help="weights file or checkpoint folder, in place of the ones the settings name")
     options = parser.parse_args(arguments)
 
     from moss.config.load_tokenizer import load_tokenizer_config

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from moss.data.command import run_command
+from moss.command import run_command
 
 
 def main(arguments: Sequence[str]) -> None:

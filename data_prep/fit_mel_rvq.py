@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from moss.command import run_command
 from moss.data.audio import load_audio
-from moss.data.command import run_command
 from moss.data.files import atomic_write
 from moss.data.manifest import Utterance, read_manifest
 from moss.data.progress import track

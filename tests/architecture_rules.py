@@ -12,6 +12,7 @@ ENTRY_POINTS = ("train.py", "evaluate.py")
 # three rooms of L0 among themselves.
 LAYERS = {
     "errors": 0.0,
+    "command": 0.1,
     "spec": 0.1,
     "config": 0.2,
     "sequence": 1,

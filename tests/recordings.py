@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 import torch
 
-from moss.data.command import run_command
+from moss.command import run_command
 from moss.data.manifest import Utterance
 from moss.data.shard_index import TokenizerCard
 from moss.data.shard_writer import CodedUtterance

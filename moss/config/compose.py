@@ -23,8 +23,9 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from moss.command import run_command as run_main
 from moss.config.schema import build, check, format_problems, to_plain
-from moss.errors import ConfigError, MossError
+from moss.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -85,12 +86,11 @@ def from_yaml(root: type[T], path: Path) -> T:
 def run_command(root: type[T], config_name: str, run: Callable[[T], None], argv: Sequence[str] | None = None) -> int:
     """Entry point of a Hydra-configured program; returns the exit status.
 
-    Understands `--help`, `--cfg job` and `-m`/`--multirun`; a `MossError` becomes a message on stderr, Ctrl-C status
-    130.
+    Understands `--help`, `--cfg job` and `-m`/`--multirun`; it ends like every command, see `moss.command`.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    try:
+
+    def main(words: Sequence[str]) -> int:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
         if "--help" in words or "-h" in words:
             sys.stdout.write(_help(config_name, root))
             return 0
@@ -103,13 +103,9 @@ def run_command(root: type[T], config_name: str, run: Callable[[T], None], argv:
             sys.stdout.write(to_yaml(config))
         else:
             run(config)
-    except MossError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; what was finished is kept, start again to go on\n")
-        return 130
-    return 0
+        return 0
+
+    return run_main(main, argv)
 
 
 def _is_flag(word: str, words: Sequence[str]) -> bool:

@@ -64,7 +64,7 @@ class ManifestResult:
         if self.references:
             lines.append(f"reference clips: {self.references}")
         if self.downmixed:
-            lines.append(f"mixed down to one channel: {self.downmixed}")
+            lines.append(f"several channels, of which a mono tokenizer hears the mean: {self.downmixed}")
         if self.clipped:
             lines.append(f"clipped, kept (more than {CLIPPED_FRAC:.1%} of the samples at full scale): {self.clipped}")
         return lines

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moss.command import run_command
 from moss.config.generation import Attention
 from moss.config.model import Member, Template
-from moss.data.command import run_command
 from moss.errors import GenerationError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from moss.data.command import run_command
+from moss.command import run_command
 from moss.errors import GenerationError
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from moss.model.decoder import BackboneDecoder
 from moss.model.realtime import RealtimeModel
 from moss.sequence.layout_realtime import RealtimeLayout
 from moss.sequence.prompt import Turn
-from moss.tokenizer.interface import AudioTokenizer, StreamingTokenizer
+from moss.tokenizer.interface import AudioTokenizer, can_stream
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class RealtimeSession:
         self._model, self._reference_codes = model, reference_codes
         self._layout = replace(layout, reference=layout.reference or reference)
         self._seed, self._tokenizer = seed, tokenizer
-        self._future = 0 if isinstance(tokenizer, StreamingTokenizer) else future_frames
+        self._future = 0 if can_stream(tokenizer) else future_frames
         self._past = past_frames
         self._device = next(model.parameters()).device
         capacity = min(1024, model.config.max_positions)

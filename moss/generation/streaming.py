@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moss.generation.loop import OnFrames, ShouldStop
 from moss.generation.speech import SpeechChunk
-from moss.tokenizer.interface import AudioTokenizer, StreamingTokenizer
+from moss.tokenizer.interface import AudioTokenizer, StreamingTokenizer, can_stream
 
 
 class FrameStream:
@@ -124,7 +124,7 @@ def open_sound(tokenizer: AudioTokenizer, given: Tensor | None, past_frames: int
         given: Frames that stand before the first one; not given out.
         past_frames: See `WindowedSound`; of no account with a `StreamingTokenizer`.
     """
-    if isinstance(tokenizer, StreamingTokenizer):
+    if can_stream(tokenizer):
         return StreamedSound(tokenizer, given)
     return WindowedSound(tokenizer, given, past_frames)
 

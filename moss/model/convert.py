@@ -11,7 +11,6 @@ import argparse
 import json
 import logging
 import shutil
-import string
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from moss.command import num_bytes, run_command
 from moss.config.model import Member, Template
-from moss.errors import CheckpointError, MossError
+from moss.errors import CheckpointError
 from moss.model.checkpoint import (
     CARD_FILE,
     TOKENIZER_FILE,
@@ -58,7 +58,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 _SPARE_BYTES = 50_000_000
-_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 
 def import_folder(
@@ -287,51 +286,36 @@ def parser() -> argparse.ArgumentParser:
     )
     to_theirs.add_argument("--support", type=Path, help="checkout of the published code; its .py files are copied")
     to_theirs.add_argument(
-        "--max-shard-bytes", type=_num_bytes, help="size of a weight file, like 5GB (default: as in the original, 5GB)"
+        "--max-shard-bytes", type=num_bytes, help="size of a weight file, like 5GB (default: as in the original, 5GB)"
     )
     for command in (to_ours, to_theirs):
         command.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is there")
     return made
 
 
-def _num_bytes(text: str) -> int:
-    number = text.lower().rstrip(string.ascii_lowercase)
-    try:
-        size = int(float(number) * _UNITS[text.lower().removeprefix(number)])
-    except (KeyError, ValueError):
-        size = 0
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 5GB, 500MB or a number of bytes")
-    return size
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns its exit code."""
+    return run_command(_convert, arguments, interrupted="nothing is left of the new folder")
+
+
+def _convert(arguments: Sequence[str]) -> None:
     options = vars(parser().parse_args(arguments))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     command, source, target = (options.pop(name) for name in ("command", "source", "target"))
-    try:
-        if command == "import":
-            card = import_folder(source, target, **options)
-            sys.stdout.write(
-                f"{target}: {card.model.architecture}, {card.model.num_codebooks} codebooks, member "
-                f"{card.model.member.value}, template {card.model.template.value}\n"
-            )
-            return 0
-        missing = export_folder(source, target, **options)
-        sys.stdout.write(f"{target}: exported\n")
-        if missing:
-            sys.stdout.write(
-                "the published processors also need these files, which are not there (--support gives the .py files):\n"
-                + "".join(f"  {name}\n" for name in missing)
-            )
-    except MossError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: nothing is left of the new folder\n")
-        return 130
-    return 0
+    if command == "import":
+        card = import_folder(source, target, **options)
+        sys.stdout.write(
+            f"{target}: {card.model.architecture}, {card.model.num_codebooks} codebooks, member "
+            f"{card.model.member.value}, template {card.model.template.value}\n"
+        )
+        return
+    missing = export_folder(source, target, **options)
+    sys.stdout.write(f"{target}: exported\n")
+    if missing:
+        sys.stdout.write(
+            "the published processors also need these files, which are not there (--support gives the .py files):\n"
+            + "".join(f"  {name}\n" for name in missing)
+        )
 
 
 if __name__ == "__main__":

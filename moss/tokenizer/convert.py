@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moss.command import num_bytes, run_command
 from moss.config.load_tokenizer import (
     CARD_FILE,
     INDEX_FILE,
@@ -32,7 +33,7 @@ from moss.config.load_tokenizer import (
 )
 from moss.config.published_tokenizer import Generation, generation_of, published_config, unfit_for
 from moss.config.tokenizer import CatConfig, TransformerStage
-from moss.errors import CheckpointError, ConfigError, MossError
+from moss.errors import CheckpointError, ConfigError
 from moss.tokenizer.build import weights_path
 from moss.tokenizer.hf_map import canonical_key, key_48khz, match_keys, read_weights, shapes_of
 
@@ -348,7 +349,7 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", choices=list(_DTYPES), help=_DTYPE_HELP)
     add(
         "--max-shard-bytes",
-        type=_num_bytes,
+        type=num_bytes,
         default=DEFAULT_SHARD_BYTES,
         metavar="BYTES",
         help="largest weight file, and the memory needed (default: %(default)s)",
@@ -356,41 +357,27 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _num_bytes(text: str) -> int:
-    try:
-        size = int(float(text))
-    except (ValueError, OverflowError):
-        size = 0
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes, such as 2000000000 or 2e9")
-    return size
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns its exit code."""
+    return run_command(_convert, arguments, interrupted="nothing is left")
+
+
+def _convert(arguments: Sequence[str]) -> None:
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        config, weights = named_source(options.source, options.tokenizer)
-        with _progress(weights) as advance:
-            chosen = convert_weights(
-                config,
-                weights,
-                options.target,
-                None if options.names is None else Generation(options.names),
-                dtype=None if options.dtype is None else _DTYPES[options.dtype],
-                max_shard_bytes=options.max_shard_bytes,
-                advance=advance,
-            )
-    except MossError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: nothing is left\n")
-        return 130
+    config, weights = named_source(options.source, options.tokenizer)
+    with _progress(weights) as advance:
+        chosen = convert_weights(
+            config,
+            weights,
+            options.target,
+            None if options.names is None else Generation(options.names),
+            dtype=None if options.dtype is None else _DTYPES[options.dtype],
+            max_shard_bytes=options.max_shard_bytes,
+            advance=advance,
+        )
     files = sorted(path.name for path in options.target.glob("*.safetensors"))
     sys.stdout.write(f"{options.target}: written in the form of {chosen}, {len(files)} weight file(s)\n")
-    return 0
 
 
 if __name__ == "__main__":

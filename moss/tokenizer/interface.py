@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -64,7 +64,6 @@ class AudioTokenizer(Protocol):
         ...
 
 
-@runtime_checkable
 class StreamingTokenizer(AudioTokenizer, Protocol):
     """A tokenizer whose streams give exactly what the whole waveform or all codes at once would give.
 
@@ -80,6 +79,14 @@ class StreamingTokenizer(AudioTokenizer, Protocol):
     def decoder_stream(self, *, compatibility: Compatibility = Compatibility.none) -> "DecoderStream":
         """A new stream of codes to samples."""
         ...
+
+
+def can_stream(tokenizer: AudioTokenizer) -> TypeGuard[StreamingTokenizer]:
+    """Whether a tokenizer has exact streams.
+
+    Its class is asked: `isinstance` with a protocol may evaluate every property, and a fingerprint reads all weights.
+    """
+    return all(hasattr(type(tokenizer), name) for name in ("encoder_stream", "decoder_stream"))
 
 
 def check_num_codebooks(num_codebooks: int | None, spec: TokenizerSpec) -> int:

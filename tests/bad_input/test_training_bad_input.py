@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from moss.command import run_command
 from moss.config.identity import run_folder
-from moss.data.command import run_command
 from moss.data.files import read_journal
 from moss.generation.__main__ import main as generate
 from moss.training.checkpoint import complete_checkpoints
@@ -189,7 +189,7 @@ def test_ctrl_c_during_training(
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert errors.splitlines()[-1] == "interrupted; what was finished is kept, start again to go on"
+    assert errors.splitlines()[-1] == "interrupted: finished work is kept; start the same command again to go on"
     assert "Traceback" not in errors
     kept = steps_of(folder)
     assert kept

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from moss.command import run_command
 from moss.config.generation import Compatibility
 from moss.config.model import DelayModelConfig, LocalModelConfig
-from moss.data.command import run_command
 from tests.recordings import REPOSITORY
 
 SMALL = {"vocab_size": 151_936, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8}

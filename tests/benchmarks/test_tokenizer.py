@@ -14,10 +14,10 @@ import pytest
 import torch
 import yaml
 
+from moss.command import run_command
 from moss.config.published_tokenizer import config_from_published
 from moss.config.schema import build
 from moss.config.tokenizer import CatConfig
-from moss.data.command import run_command
 from moss.errors import ConfigError
 from moss.tokenizer.cat import CatModel, CatTokenizer
 from tests.recordings import REPOSITORY

@@ -151,7 +151,7 @@ def test_errors_become_one_line_and_their_exit_code(capsys: pytest.CaptureFixtur
     assert run_command(TrainConfig, "train", refuse, []) == 3
     assert capsys.readouterr().err == "error: no such shard\n"
     assert run_command(TrainConfig, "train", interrupt, []) == 130
-    assert capsys.readouterr().err == "interrupted; what was finished is kept, start again to go on\n"
+    assert capsys.readouterr().err == "interrupted: finished work is kept; start the same command again to go on\n"
 
 
 def sweep(run: list[TrainConfig], tmp_path: Path, *words: str) -> int:

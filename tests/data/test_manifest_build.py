@@ -78,7 +78,7 @@ def test_downmix_accepts_many_channels_and_says_so(tmp_path):
     assert {u.id: u.extra for u in result.utterances} == {
         "clip00": {}, "eight": {"downmixed_channels": 8}, "two": {"downmixed_channels": 2},
     }  # fmt: skip
-    assert "mixed down to one channel: 2" in result.lines()
+    assert "several channels, of which a mono tokenizer hears the mean: 2" in result.lines()
 
 
 def test_too_many_bad_ones_stop_after_the_quarantine_is_written(tmp_path):

@@ -8,8 +8,8 @@ import pytest
 import soundfile
 import torch
 
+from moss.command import run_command
 from moss.config.generation import GenerationConfig, SamplerConfig
-from moss.data.command import run_command
 from moss.data.files import read_jsonl
 from moss.errors import GenerationError
 from moss.generation.__main__ import main

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from moss.data.command import run_command
+from moss.command import run_command
 from moss.errors import GenerationError
 from moss.generation.realtime_demo import Timings, feed_words, main, report
 from moss.generation.realtime_loop import RealtimePrompt, generate_realtime

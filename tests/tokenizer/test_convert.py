@@ -185,7 +185,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "empty: no tokenizer's checkpoint; a published one has config.json, one of ours moss.json" in refused
     with pytest.raises(SystemExit):
         main([*words, "--max-shard-bytes", "much"])
-    assert "'much' is not a number of bytes, such as 2000000000 or 2e9" in capsys.readouterr().err
+    assert "'much' is not a size; write 5GB" in capsys.readouterr().err
 
 
 def weight_file(folder: Path) -> tuple[Path, Path]:

@@ -5,7 +5,6 @@ an extra and no part of this one.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -15,6 +14,7 @@ from moss.errors import EvaluationError
 from moss.evaluation.codecs.interface import (
     BitCount,
     checked_samples,
+    codec_package,
     from_pcm16,
     package_version,
     to_pcm16,
@@ -50,7 +50,7 @@ class Codec2Codec:
     def __init__(self, mode: str) -> None:
         if mode not in _PACKAGE_MODES:
             raise EvaluationError(f"Codec 2: mode {mode!r}, expected one of {list(MODES)}")
-        self._package = _pycodec2()
+        self._package = codec_package("Codec 2", "pycodec2", "pycodec2", "eval")
         self._mode = mode
         self.name = f"codec2-{mode.lower()}"
         self.label = f"Codec 2 {mode}"
@@ -91,14 +91,3 @@ def codec2_codecs(modes: Sequence[str] = DEFAULT_MODES) -> list[Codec2Codec]:
         EvaluationError: pycodec2 is missing, or there is no such mode.
     """
     return [Codec2Codec(mode) for mode in modes]
-
-
-def _pycodec2() -> Any:
-    try:
-        import pycodec2
-    except ImportError as error:
-        raise EvaluationError(
-            "Codec 2 needs pycodec2, which is not installed; run `pip install 'moss[eval]'` or leave the Codec 2 "
-            "baseline out"
-        ) from error
-    return pycodec2

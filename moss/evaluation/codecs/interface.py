@@ -1,8 +1,9 @@
 """What every baseline codec offers, and what codecs do alike with samples."""
 
+import importlib
 import threading
 from importlib.metadata import PackageNotFoundError, version
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moss.data.audio import FloatArray
+from moss.errors import EvaluationError
 from moss.tokenizer.interface import check_waves
 
 PCM16_SCALE = 32768.0
@@ -120,3 +122,24 @@ def package_version(package: str) -> str:
         return f"{package} {version(package)}"
     except PackageNotFoundError:
         return f"{package} (not installed)"
+
+
+def codec_package(codec: str, package: str, module: str, extra: str) -> Any:
+    """The module behind a codec.
+
+    Args:
+        codec: What messages call the codec.
+        package: What they call the package.
+        module: Name to import.
+        extra: Of this project's extras, the one that brings it.
+
+    Raises:
+        EvaluationError: It is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise EvaluationError(
+            f"{codec} needs {package}, which is not installed; run `pip install 'moss[{extra}]'` or leave the {codec} "
+            "baseline out"
+        ) from error

@@ -19,6 +19,7 @@ from moss.errors import EvaluationError
 from moss.evaluation.codecs.interface import (
     BitCount,
     checked_samples,
+    codec_package,
     from_pcm16,
     package_version,
     to_pcm16,
@@ -141,12 +142,7 @@ def opus_codecs(rates: Sequence[int] = DEFAULT_RATES) -> list[OpusCodec]:
 
 
 def _pyav() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise EvaluationError(
-            "Opus needs PyAV, which is not installed; run `pip install 'moss[audio]'` or leave the Opus baseline out"
-        ) from error
+    av = codec_package("Opus", "PyAV", "av", "audio")
     if "libopus" not in av.codecs_available:
         raise EvaluationError(f"Opus: this PyAV {av.__version__} has no libopus; install its wheel: `pip install av`")
     return av

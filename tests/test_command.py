@@ -1,9 +1,9 @@
+import argparse
 import sys
 
 import pytest
 
-from moss.data.command import run_command
-from moss.data.progress import track
+from moss.command import INTERRUPTED, num_bytes, run_command
 from moss.errors import CheckpointError, DataError
 
 
@@ -40,8 +40,24 @@ def test_a_bug_keeps_its_traceback():
         run_command(fail, [])
 
 
-def test_progress_yields_everything_and_is_silent_without_a_terminal(capsys):
-    assert list(track(iter("abc"), "letters", 3)) == ["a", "b", "c"]
-    assert list(track([], "letters", 0)) == []
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", "")
+def test_the_code_of_a_command_that_has_one_is_kept_and_what_ctrl_c_leaves_can_be_said(capsys):
+    def stop(arguments):
+        raise KeyboardInterrupt
+
+    assert run_command(lambda arguments: 7, []) == 7
+    assert run_command(stop, [], interrupted="nothing is left") == INTERRUPTED
+    assert capsys.readouterr().err == "interrupted: nothing is left\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("5GB", 5_000_000_000), ("0.5kb", 500), ("2e9", 2_000_000_000), ("17", 17), ("1.5Tb", 15 * 10**11)],
+)
+def test_sizes_with_and_without_units(text, size):
+    assert num_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["much", "", "0", "-5GB", "5 parsec", "1e999", "0.1"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a size; write 5GB, 500MB or a number of bytes"):
+        num_bytes(text)

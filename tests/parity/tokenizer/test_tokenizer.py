@@ -20,7 +20,6 @@ from moss.tokenizer.convert import write_published
 from moss.tokenizer.hf_map import canonical_key, key_48khz, load_state, read_weights
 from moss.tokenizer.stream_state import new_stream
 from moss.tokenizer.transformer import StageState, Transformer, patchify, rotary_angles, rotate, unpatchify
-from tests.parity.fixture_files import load_fixture
 
 HIDDEN_TOLERANCE = 2e-5
 WAVE_TOLERANCE = 5e-5
@@ -30,33 +29,6 @@ INVENTORIES = {
     "manifest_nano": (374, 21_969_664),
 }
 PRESETS = {"manifest_v1": "cat_full", "manifest_v2": "cat_v2", "manifest_nano": "cat_nano"}
-
-
-@pytest.fixture(scope="module")
-def fixture() -> dict[str, Any]:
-    return load_fixture("ref_tokenizer.pt.gz")
-
-
-@pytest.fixture(scope="module")
-def model(fixture: dict[str, Any]) -> CatModel:
-    model = CatModel(config_from_published(fixture["config"]))
-    load_state(model, fixture["state_dict"], "fixture")
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def tokenizer(model: CatModel) -> CatTokenizer:
-    return CatTokenizer(model)
-
-
-@pytest.fixture(scope="module")
-def wave(fixture: dict[str, Any]) -> Tensor:
-    return fixture["audio"][0, 0]
-
-
-@pytest.fixture(scope="module")
-def codes(fixture: dict[str, Any]) -> Tensor:
-    return codes_from_public(fixture["codes"])[0]
 
 
 def traced_stages(stack: torch.nn.ModuleList, x: Tensor) -> list[Tensor]:

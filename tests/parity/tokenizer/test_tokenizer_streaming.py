@@ -12,40 +12,15 @@ import torch
 from torch import Tensor
 
 from moss.config.generation import Compatibility
-from moss.config.published_tokenizer import config_from_published
-from moss.tokenizer.cat import CatModel, CatTokenizer, codes_from_public
-from moss.tokenizer.hf_map import load_state
+from moss.tokenizer.cat import CatTokenizer
 from moss.tokenizer.stream_state import positions_per_frame
 from moss.tokenizer.streaming import DecoderStream, EncoderStream
 from moss.tokenizer.streaming_lanes import DecoderLanes, EncoderLanes
 from moss.tokenizer.transformer import Transformer
-from tests.parity.fixture_files import load_fixture
 
 WAVE_TOLERANCE = 5e-5
 LANE_TOLERANCE = 1e-5
 CHUNKINGS = 4
-
-
-@pytest.fixture(scope="module")
-def fixture() -> dict[str, Any]:
-    return load_fixture("ref_tokenizer.pt.gz")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(fixture: dict[str, Any]) -> CatTokenizer:
-    model = CatModel(config_from_published(fixture["config"]))
-    load_state(model, fixture["state_dict"], "fixture")
-    return CatTokenizer(model)
-
-
-@pytest.fixture(scope="module")
-def wave(fixture: dict[str, Any]) -> Tensor:
-    return fixture["audio"][0, 0]
-
-
-@pytest.fixture(scope="module")
-def codes(fixture: dict[str, Any]) -> Tensor:
-    return codes_from_public(fixture["codes"])[0]
 
 
 def whole_wave(fixture: dict[str, Any]) -> Tensor:
