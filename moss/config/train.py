@@ -115,6 +115,9 @@ class OptimConfig:
     betas: tuple[float, ...] = (0.9, 0.95)
     eps: float = 1e-8
     max_grad_norm: float = 1.0
+    fused: bool = False
+    """One kernel per group of parameters instead of some per tensor: the same rule, faster for networks of many small
+    tensors, other last bits."""
     freeze: list[str] = dataclasses.field(default_factory=list)
     """Patterns (shell style, `*` matches dots too) of parameter names that are not trained."""
     lr_scales: dict[str, float] = dataclasses.field(default_factory=dict)

@@ -55,6 +55,18 @@ class LitRun(LightningModule):
         scheduler = build_scheduler(optimizer, self.config.optim, self.config.schedule.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip by the norm of all gradients together.
+
+        Lightning refuses that for a fused optimizer in mixed precision, which may unscale gradients itself; there is
+        nothing to unscale here, since fp16 with its loss scale is not offered.
+        """
+        if gradient_clip_val:
+            trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(trained, gradient_clip_val)
+
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Log the rate that this step uses."""
         self.log("optim/lr", base_rate(optimizer))

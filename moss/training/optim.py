@@ -73,7 +73,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
         groups += [{"params": decayed, "weight_decay": config.weight_decay, **rate}]
         groups += [{"params": kept, "weight_decay": 0.0, **rate}]
     betas = (config.betas[0], config.betas[1])
-    return AdamW([group for group in groups if group["params"]], lr=config.lr, betas=betas, eps=config.eps)
+    groups = [group for group in groups if group["params"]]
+    # None leaves torch its choice, which False would take away on a GPU.
+    return AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=config.fused or None)
 
 
 def base_rate(optimizer: AdamW) -> float:

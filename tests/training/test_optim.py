@@ -9,6 +9,7 @@ from moss.config.train import LoraConfig, OptimConfig, TrainConfig
 from moss.errors import ConfigError
 from moss.model.build import build_model
 from moss.model.lora import apply_lora
+from moss.training.lit_base import LitRun
 from moss.training.optim import base_rate, build_optimizer, build_scheduler, freeze_parameters, lr_factor
 from tests.training.small import ARCHITECTURES, CONFIGS
 
@@ -127,3 +128,35 @@ def test_a_scale_is_positive() -> None:
     words = ["data.shards=[x]", "optim.lr_scales={emb: 0}"]
     with pytest.raises(ConfigError, match=r"optim\.lr_scales: 'emb': must be positive, got 0.*; freeze what must not"):
         load_config(TrainConfig, "train", words)
+
+
+def test_fused_follows_the_same_rule_in_one_kernel() -> None:
+    torch.manual_seed(0)
+    start = nn.Linear(6, 5)
+    ends = []
+    for fused in (False, True):
+        model = nn.Linear(6, 5)
+        model.load_state_dict(start.state_dict())
+        optimizer = build_optimizer(model, OptimConfig(lr=1e-2, fused=fused))
+        assert [group["fused"] for group in optimizer.param_groups] == [True if fused else None] * 2
+        for step in range(5):
+            optimizer.zero_grad()
+            model(torch.full((3, 6), 0.1 * step)).square().sum().backward()
+            optimizer.step()
+        ends.append(model.weight.detach())
+    assert not torch.equal(ends[0], start.weight)
+    torch.testing.assert_close(ends[1], ends[0])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_are_clipped_by_their_norm_together(fused: bool) -> None:
+    model = nn.Linear(2, 2)
+    run = LitRun(model, load_config(TrainConfig, "train", ["experiment=tokenizer_xs"]))
+    optimizer = build_optimizer(model, OptimConfig(fused=fused))
+    model(torch.ones(1, 2) * 100).sum().backward()
+    directions = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    run.configure_gradient_clipping(optimizer, 0.5)
+    clipped = [p.grad for p in model.parameters() if p.grad is not None]
+    assert torch.nn.utils.get_total_norm(clipped) == pytest.approx(0.5, rel=1e-4)
+    scale = float(clipped[0][0, 0] / directions[0][0, 0])
+    torch.testing.assert_close(clipped[1], directions[1] * scale)
