@@ -7,7 +7,6 @@ width 512, 32 codebooks, a text table of 151,936 rows.
 
 import argparse
 import platform
-import shlex
 import statistics
 import sys
 import time
@@ -21,6 +20,7 @@ import torch
 from reference_models import check_checkout, generate_delay, generate_local, reference_delay, reference_local
 from torch import Tensor, nn
 
+from benchmarks.command_line import shown
 from moss.command import run_command
 from moss.config.generation import Compatibility, GenerationConfig, SamplerConfig
 from moss.config.model import DelayModelConfig, LocalModelConfig, ModelConfig
@@ -200,13 +200,13 @@ def _timed(run: Callable[[], Tensor]) -> tuple[Tensor, float]:
 
 
 def _heading(options: argparse.Namespace, arguments: Sequence[str]) -> list[str]:
-    shown = shlex.join(["DIR" if word == str(options.reference) else word for word in arguments])
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
     return [
         "# Generation against the published code",
         "",
-        f"`python benchmarks/generation.py {shown}`, {platform.machine()}, {options.threads} threads, {libraries}; "
-        "reference: OpenMOSS/MOSS-TTS, attention sdpa, float32, greedy. Prompt encoding is inside the measured time.",
+        f"`python benchmarks/generation.py {shown(arguments)}`, {platform.machine()}, {options.threads} threads, "
+        f"{libraries}; reference: OpenMOSS/MOSS-TTS, attention sdpa, float32, greedy. Prompt encoding is inside the "
+        "measured time.",
         f"Median of {options.repeats} ratios of runs next to each other; both sides have the same random weights.",
         "",
         "| case | times as fast | range | goal | codes equal |",

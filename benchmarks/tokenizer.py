@@ -7,7 +7,6 @@ audio, and their codes are compared. Or give --long: one hour of audio through a
 import argparse
 import os
 import platform
-import shlex
 import statistics
 import sys
 import time
@@ -32,6 +31,7 @@ from tokenizer_cases import (
 from tokenizer_child import measure
 from torch import Tensor
 
+from benchmarks.command_line import shown
 from moss.command import run_command
 from moss.config.tokenizer import BatchPolicy, CatConfig
 from moss.data.files import atomic_write
@@ -75,8 +75,7 @@ def main(arguments: Sequence[str]) -> None:
     """Measure every case, print the tables, write them."""
     options = _parse(arguments)
     torch.set_num_threads(options.threads)
-    shown = shlex.join(["DIR" if word == str(options.reference) else word for word in arguments])
-    text = "\n".join(_long(options, shown) if options.long else _against(options, shown)) + "\n"
+    text = "\n".join(_long(options, shown(arguments)) if options.long else _against(options, shown(arguments))) + "\n"
     sys.stdout.write("\n" + text)
     if options.output is not None:
         with atomic_write(options.output) as temporary:

@@ -117,6 +117,12 @@ class BootstrapConfig:
         return problems
 
 
+OPUS_BITS_PER_S = (6000, 256_000)
+"""From what libopus is made for to what it takes for one channel."""
+CODEC2_MODES = ("3200", "2400", "1600", "1400", "1300", "1200", "700C")
+"""Bits per second, as Codec 2 names its modes."""
+
+
 @section
 class ReportConfig:
     """The HTML report."""
@@ -218,4 +224,15 @@ class EvalConfig:
         for baseline, name in ((Baseline.OPUS, "opus_bits_per_s"), (Baseline.CODEC2, "codec2_modes")):
             if baseline in self.baselines and not getattr(self, name):
                 problems.append(f"{name}: names no setting; name one, or leave {baseline.value!r} out of baselines")
+        low, high = OPUS_BITS_PER_S
+        problems += [
+            f"opus_bits_per_s: {rate} is outside {low} to {high} bits per second"
+            for rate in self.opus_bits_per_s
+            if not low <= rate <= high
+        ]
+        problems += [
+            f"codec2_modes: {mode!r} is none of {', '.join(CODEC2_MODES)}"
+            for mode in self.codec2_modes
+            if mode not in CODEC2_MODES
+        ]
         return problems

@@ -96,7 +96,7 @@ def config_from_published(values: Mapping[str, Any], keys: Collection[str] = ())
         "num_audio_channels": _audio_channels(values, generation, problems),
         "compute_dtype": _compute_dtype(values, problems),
         "encoder": _stages("encoder", "encoder_kwargs", values.get("encoder_kwargs"), window_s, problems),
-        "decoder": _decoder(values, window_s, problems),
+        "decoder": _decoder(values, generation, window_s, problems),
         "quantizer": _quantizer(values, problems),
     }
     is_readable = not problems
@@ -239,7 +239,14 @@ def _quantizer(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]
     return {ours: given[theirs] for theirs, ours in _QUANTIZER_FIELDS.items() if theirs in given}
 
 
-def _decoder(values: Mapping[str, Any], window_s: Any, problems: list[str]) -> list[dict[str, Any]]:
+def _decoder(
+    values: Mapping[str, Any], generation: Generation, window_s: Any, problems: list[str]
+) -> list[dict[str, Any]]:
+    # In the 48 kHz form what a decoder's module leaves open is the shortest window of the encoder.
+    if generation is Generation.v2:
+        entries = [entry for entry in _list(values.get("encoder_kwargs")) if isinstance(entry, Mapping)]
+        told = [e.get("context_duration", window_s) for e in entries if e.get("module_type") == "Transformer"]
+        window_s = min((window for window in told if isinstance(window, int | float)), default=window_s)
     if values.get("decoder_kwargs") is not None:
         return _stages("decoder", "decoder_kwargs", values["decoder_kwargs"], window_s, problems)
     name = "reversed_decoder_kwargs"

@@ -111,7 +111,7 @@ class OptimConfig:
     """The cosine ends at this share of `lr`."""
     warmup_steps: int = 100
     weight_decay: float = 0.1
-    """On matrices only; norms, biases and embeddings are not decayed."""
+    """On matrices only; norms, gains, biases and embeddings are not decayed."""
     betas: tuple[float, ...] = (0.9, 0.95)
     eps: float = 1e-8
     max_grad_norm: float = 1.0

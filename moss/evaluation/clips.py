@@ -63,6 +63,11 @@ def choose_clips(
         shortest_s = EMBEDDED_MIN_DURATION_S if shortest_s is None else shortest_s
         manifest = embedded_manifest(root, language, download)
         embedded = [utterance for utterance in read_manifest(manifest) if utterance.source == SOURCE]
+        if not embedded:
+            raise EvaluationError(
+                f"{manifest}: holds nothing of the embedded corpus (source {SOURCE!r}); set manifest={manifest} to "
+                "score what it holds, or move it away to have the corpus fetched"
+            )
         listed = _of_split(embedded, split, str(manifest))
         where = f"the embedded corpus, {manifest} ({split or 'all'})"
     chosen = _filtered(listed, language, shortest_s or 0.0, where)

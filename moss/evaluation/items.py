@@ -38,6 +38,8 @@ class Item:
     """How long the clip should be, in seconds (duration error)."""
     processing_s: float | None = None
     """Seconds that encoding and decoding took (RTF)."""
+    timed_on: str = ""
+    """Hardware and threads of `processing_s`."""
 
 
 def read_wave(path: Path) -> Wave16k:

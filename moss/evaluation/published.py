@@ -8,7 +8,6 @@ from importlib.resources import files
 
 from moss.config.evaluation import Metric
 
-SIM_WAVLM = "sim_wavlm"
 _FIELDS = {Metric.PESQ_NB_16K: "pesq_nb_16k", Metric.PESQ_WB: "pesq_wb", Metric.STOI: "stoi"}
 
 

@@ -1,5 +1,7 @@
 """Clips of every system on disk: made once, timed one at a time, and never made again while nothing has changed.
 
+The hardware is part of that: a time is only as good as what it was taken on.
+
 Every system hears the recording resampled once to its own rate; what comes out is kept as 16-bit PCM at that rate, as
 long as the original. The one reference of all systems is the recording at 16 kHz as 16-bit PCM, so that a band that a
 system does not carry counts against it, and systems of different rates can stand in one table.
@@ -21,6 +23,7 @@ from moss.data.manifest import Utterance
 from moss.data.progress import track
 from moss.errors import EvaluationError, MossError
 from moss.evaluation.metrics.signal import SCORING_RATE_HZ
+from moss.evaluation.provenance import processor
 from moss.evaluation.systems import System, Variant
 
 logger = logging.getLogger(__name__)
@@ -47,6 +50,8 @@ class Reconstruction:
 
     wav: Path | None = None
     processing_s: float | None = None
+    timed_on: str = ""
+    """Hardware and threads of `processing_s`."""
     failure: str | None = None
 
 
@@ -97,47 +102,62 @@ def reconstruct(system: System, originals: Sequence[Original], folder: Path) -> 
     """
     root = folder / system.folder
     remove_leftovers(root, recursive=True)
-    seconds = _known_seconds(root / TIMINGS)
+    place = timing_place(system)
+    seconds = _known_seconds(root / TIMINGS, place)
     wanted = {original.utterance.id: _missing(system, original, root, seconds) for original in originals}
     if any(wanted.values()):
         _warm_up(system)
     made: dict[tuple[str, str], Reconstruction] = {}
     for original in track(originals, f"reconstructing: {system.family}", len(originals)):
-        failure = original.failure
-        if failure is None and wanted[original.utterance.id]:
-            failure = _make(system, original, wanted[original.utterance.id], root, seconds)
+        failures: dict[str, str] = {}
+        if wanted[original.utterance.id]:
+            failures = _make(system, original, wanted[original.utterance.id], root, seconds)
         for variant in system.variants:
             path = f"{variant.folder}/{original.name}"
             there = original.failure is None and path in seconds and (root / path).is_file()
             made[variant.system, original.utterance.id] = (
-                Reconstruction(wav=root / path, processing_s=seconds[path])
+                Reconstruction(wav=root / path, processing_s=seconds[path], timed_on=place)
                 if there
-                else Reconstruction(failure=failure or "no clip was made")
+                else Reconstruction(failure=original.failure or failures.get(variant.system, "no clip was made"))
             )
     return made
 
 
+def timing_place(system: System) -> str:
+    """What a system computes on now, as it stands beside its times."""
+    threads = f"{torch.get_num_threads()} CPU threads"
+    return f"{processor() if system.device == 'cpu' else system.device}, {threads}"
+
+
 def _make(
     system: System, original: Original, variants: Sequence[Variant], root: Path, seconds: dict[str, float]
-) -> str | None:
-    """Reconstruct one clip; the reason where it fails."""
-    try:
-        utterance = original.utterance
-        wave = load_audio(utterance.audio, system.sampling_rate_hz, max_channels=utterance.max_channels)
-        rebuilt = []
-        for variant, result in system.rebuild(wave, variants):
-            if not bool(torch.isfinite(result.wave).all()):
-                raise EvaluationError(f"{variant.system}: made samples that are not finite")
-            rebuilt.append((variant, result))
-    except MossError as error:
-        logger.warning("%s: %s cannot be reconstructed: %s", system.family, original.utterance.id, error)
-        return str(error)
-    for variant, result in rebuilt:
-        path = f"{variant.folder}/{original.name}"
-        write_wav(root / path, result.wave, system.sampling_rate_hz)
-        append_jsonl(root / TIMINGS, {"wav": path, "processing_s": result.processing_s}, durable=False)
-        seconds[path] = result.processing_s
-    return None
+) -> dict[str, str]:
+    """Reconstruct one clip in some settings; those that fail, with the reason."""
+    place = timing_place(system)
+    missing = {variant.system: variant for variant in variants}
+    failures: dict[str, str] = {}
+    while missing:
+        try:
+            utterance = original.utterance
+            wave = load_audio(utterance.audio, system.sampling_rate_hz, max_channels=utterance.max_channels)
+            for variant, result in system.rebuild(wave, list(missing.values())):
+                del missing[variant.system]
+                if not bool(torch.isfinite(result.wave).all()):
+                    failures[variant.system] = f"{variant.system}: made samples that are not finite"
+                    continue
+                path = f"{variant.folder}/{original.name}"
+                write_wav(root / path, result.wave, system.sampling_rate_hz)
+                line = {"wav": path, "processing_s": result.processing_s, "timed_on": place}
+                append_jsonl(root / TIMINGS, line, durable=False)
+                seconds[path] = result.processing_s
+        except MossError as error:
+            # The setting that failed is the first that did not come; those behind it have another chance.
+            failed = next(iter(missing))
+            del missing[failed]
+            failures[failed] = str(error)
+    for name, reason in failures.items():
+        logger.warning("%s: %s cannot be reconstructed: %s", name, original.utterance.id, reason)
+    return failures
 
 
 def _missing(system: System, original: Original, root: Path, seconds: Mapping[str, float]) -> list[Variant]:
@@ -151,13 +171,15 @@ def _missing(system: System, original: Original, root: Path, seconds: Mapping[st
     ]
 
 
-def _known_seconds(journal: Path) -> dict[str, float]:
-    """Clip -> seconds it took, from earlier runs; a line that another version wrote is passed over."""
+def _known_seconds(journal: Path, place: str) -> dict[str, float]:
+    """Clip -> seconds it took here, from earlier runs; lines of other hardware or another version are passed over."""
     rows = read_journal(journal)
     return {
         row["wav"]: float(row["processing_s"])
         for row in rows
-        if isinstance(row.get("wav"), str) and isinstance(row.get("processing_s"), int | float)
+        if isinstance(row.get("wav"), str)
+        and isinstance(row.get("processing_s"), int | float)
+        and row.get("timed_on") == place
     }
 
 

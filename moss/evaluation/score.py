@@ -174,7 +174,11 @@ class _Scorer:
         if metric is Metric.RTF:
             assert item.processing_s is not None
             audio_s = duration_s(clip.target)
-            return item.processing_s / audio_s, {"processing_s": item.processing_s, "audio_s": audio_s}
+            return item.processing_s / audio_s, {
+                "processing_s": item.processing_s,
+                "audio_s": audio_s,
+                "timed_on": item.timed_on,
+            }
         return _SIGNAL_METRICS[metric](clip.target_wave, clip.wave), {}
 
     def _key(self, item: Item, clip: "_Clip", metric: Metric) -> str:
@@ -192,7 +196,7 @@ class _Scorer:
         elif metric is Metric.DURATION_ERROR:
             inputs["target_s"] = item.target_s
         elif metric is Metric.RTF:
-            inputs |= {"target": clip.target_sha256, "processing_s": item.processing_s}
+            inputs |= {"target": clip.target_sha256, "processing_s": item.processing_s, "timed_on": item.timed_on}
         else:
             inputs["target"] = clip.target_sha256
         return record_key(inputs)

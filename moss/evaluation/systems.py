@@ -75,6 +75,11 @@ class System(Protocol):
         ...
 
     @property
+    def device(self) -> str:
+        """What it computes on: "cpu", or the name of a GPU."""
+        ...
+
+    @property
     def variants(self) -> Sequence[Variant]:
         """Its settings, by ascending bit rate."""
         ...
@@ -102,18 +107,26 @@ class TokenizerSystem:
         tokenizer: The tokenizer.
         codebooks: Counts to score; those that it has are taken. Empty: the default ones and all.
         settings: Settings that change the sound and not the codes, such as the iterations of a synthesis.
+        device: What the tokenizer computes on, as in `System.device`.
 
     Raises:
         EvaluationError: it has none of the counts.
     """
 
     def __init__(
-        self, name: str, tokenizer: AudioTokenizer, codebooks: Sequence[int] = (), *, settings: str = ""
+        self,
+        name: str,
+        tokenizer: AudioTokenizer,
+        codebooks: Sequence[int] = (),
+        *,
+        settings: str = "",
+        device: str = "cpu",
     ) -> None:
         self.family = name
         self.revision = tokenizer.fingerprint + ("-" + _digest(settings)[:8] if settings else "")
         self.folder = self.revision
         self.sampling_rate_hz = tokenizer.spec.sampling_rate_hz
+        self.device = device
         self.variants = [_variant(name, count, tokenizer.spec) for count in choose_counts(codebooks, tokenizer.spec)]
         self._tokenizer = tokenizer
 
@@ -138,6 +151,8 @@ class CodecSystem:
         family: What they are settings of.
         codecs: One for each setting, all at one sampling rate.
     """
+
+    device = "cpu"
 
     def __init__(self, family: str, codecs: Sequence[Codec]) -> None:
         self.family = family
@@ -205,12 +220,13 @@ def _tokenizer_systems(config: EvalConfig) -> list[TokenizerSystem]:
         named.insert(0, (_group_name(config.tokenizer), config.tokenizer))
     systems: list[TokenizerSystem] = []
     for name, settings in named:
-        tokenizer = build_tokenizer(settings, _device(config.device))
+        device = _device(config.device)
+        tokenizer = build_tokenizer(settings, device)
         taken = {system.family for system in systems}
         unique = name if name not in taken else f"{name} {tokenizer.fingerprint[:6]}"
         # Where weights lie is no property of the sound, and the fingerprint knows what they are.
         text = json.dumps(to_plain(dataclasses.replace(settings, weights=None)), sort_keys=True)
-        system = TokenizerSystem(unique, tokenizer, config.codebooks, settings=text)
+        system = TokenizerSystem(unique, tokenizer, config.codebooks, settings=text, device=_device_name(device))
         if system.revision not in {other.revision for other in systems}:
             systems.append(system)
     return systems
@@ -243,6 +259,12 @@ def _device(device: str | None) -> str:
     import torch
 
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _device_name(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device
 
 
 def _variant(name: str, count: int, spec: TokenizerSpec) -> Variant:

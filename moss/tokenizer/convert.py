@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from moss.command import num_bytes, run_command
@@ -293,8 +294,9 @@ def _new_folder(target: Path, num_bytes: int) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         temporary.replace(target)
-    except OSError as error:
-        raise CheckpointError(f"{target}: could not be written ({error.strerror or error}); nothing is left") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{target}: could not be written ({reason}); nothing is left") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

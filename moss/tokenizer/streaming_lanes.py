@@ -68,7 +68,7 @@ class EncoderLanes:
         Raises:
             DataError: A lane is not open.
         """
-        ending = list(lanes)
+        ending = list(dict.fromkeys(lanes))
         self._states.check(ending)
         codes = self._encode({lane: self._samples[lane].last_frame() for lane in ending})
         for lane in ending:

@@ -43,7 +43,7 @@ def freeze_parameters(model: nn.Module, config: OptimConfig, lora: LoraConfig) -
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
-    """AdamW that decays matrices only: norms, biases and embedding tables keep their scale.
+    """AdamW that decays matrices only: norms, gains, biases and embedding tables keep their scale.
 
     Parameters outside `lr_scales` come first, then those of each pattern in the order of the setting; each group's
     `scale` is its multiple of `lr`. The order depends on the model and the settings alone, so that a resumed run finds
@@ -66,7 +66,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
     groups = []
     for number, scale in enumerate([1.0, *config.lr_scales.values()]):
         mine = [p for p in model.parameters() if p.requires_grad and chosen.get(id(p), 0) == number]
-        decayed = [p for p in mine if p.dim() >= 2 and id(p) not in embeddings]
+        # Gains of weight norm have one value a row, and as many axes as the matrix that they scale.
+        decayed = [p for p in mine if p.dim() >= 2 and p.numel() > p.shape[0] and id(p) not in embeddings]
         taken = {id(p) for p in decayed}
         kept = [p for p in mine if id(p) not in taken]
         rate = {"lr": config.lr * scale, "scale": scale}

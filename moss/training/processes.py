@@ -63,7 +63,7 @@ def processes(environment: Mapping[str, str] = os.environ) -> Processes:
             "torchrun --nproc-per-node N train.py ... or srun, or unset it"
         )
     # srun writes "4(x2)" for four tasks on each of two nodes.
-    count, rank, per_node = (int(environment[name].partition("(")[0]) for name in names[:2] + names[2:])
+    count, rank, per_node = (int(environment[name].partition("(")[0]) for name in names)
     if count % per_node or not 0 <= rank < count:
         raise ConfigError(
             f"{names[0]}={count} does not fit {names[1]}={rank} and {names[2]}={per_node}: every node has the same "

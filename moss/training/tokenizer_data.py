@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -227,8 +228,11 @@ class SegmentData(LightningDataModule):
 
     @property
     def fingerprint(self) -> str:
-        """Of everything that decides which samples a step sees."""
-        lines = [f"{clip.id} {clip.sha256} {clip.duration_s}" for clip in self.train_clips]
+        """Of everything in the manifest that decides which samples and transcripts a step sees."""
+        lines = [
+            json.dumps([clip.id, clip.sha256, clip.duration_s, clip.source, clip.text, clip.language, clip.extra])
+            for clip in self.train_clips
+        ]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def state_dict(self) -> dict[str, Any]:

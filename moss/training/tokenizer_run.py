@@ -7,19 +7,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 from lightning.pytorch import Callback
 
 from moss.config.identity import run_folder
 from moss.config.schema import to_plain
 from moss.config.tokenizer import CatConfig, Part
-from moss.config.train import TrainConfig
+from moss.config.train import Accelerator, TrainConfig
 from moss.data.files import atomic_write
 from moss.data.manifest import Utterance
 from moss.errors import CheckpointError, ConfigError
 from moss.tokenizer.cat import CatModel, CatTokenizer
 from moss.tokenizer.hf_map import load_state, read_weights
 from moss.tokenizer.semantic import SemanticTask
-from moss.training.checkpoint import FolderCheckpointIO, complete_checkpoints
+from moss.training.checkpoint import FolderCheckpointIO, complete_checkpoints, step_folder
 from moss.training.lit_tokenizer import LitTokenizer
 from moss.training.processes import processes
 from moss.training.run import fit, is_finished, prepare
@@ -48,6 +49,16 @@ def train_tokenizer(config: TrainConfig) -> Path:
         raise ConfigError(f"tokenizer.kind: task=tokenizer trains 'cat', got {config.tokenizer.kind!r}")
     if config.tokenizer.part is not Part.full:
         raise ConfigError(f"tokenizer.part={config.tokenizer.part}: training needs the whole tokenizer; leave it out")
+    if config.tokenizer.weights is not None:
+        raise ConfigError(
+            f"tokenizer.weights={config.tokenizer.weights}: training starts from nothing, or from "
+            "tokenizer_training.init_from; set that instead"
+        )
+    if 0 < config.tokenizer_training.init_frames < config.tokenizer.quantizer.codebook_size:
+        raise ConfigError(
+            f"tokenizer_training.init_frames={config.tokenizer_training.init_frames}: a codebook of "
+            f"{config.tokenizer.quantizer.codebook_size} needs at least as many frames; raise it, or set it to 0"
+        )
     if config.tokenizer_training.mid_side_weight and config.tokenizer.num_audio_channels == 1:
         raise ConfigError(
             f"tokenizer_training.mid_side_weight={config.tokenizer_training.mid_side_weight}: a mono tokenizer has no "
@@ -60,7 +71,7 @@ def train_tokenizer(config: TrainConfig) -> Path:
         prepare(folder, config)
         _train(config, config.tokenizer, folder, data)
     if mine.is_first:
-        _score(config.tokenizer, folder, data.heldout_clips, data.recordings)
+        _score(config, config.tokenizer, folder, data.heldout_clips, data.recordings)
     return folder
 
 
@@ -86,7 +97,9 @@ def _train(config: TrainConfig, tokenizer: CatConfig, folder: Path, data: Segmen
     try:
         fit(config, folder, module, data, FolderCheckpointIO(lambda step: _card(config, step)), watch)
     except CheckpointError:
-        if not limit.reached:
+        saved = [path.name for path in complete_checkpoints(folder / "checkpoints")]
+        # A last checkpoint that could not be written is an error, whatever ended training.
+        if not limit.reached or saved[-1:] != [step_folder(folder / "checkpoints", module.cursor).name]:
             raise
         logger.info("%s: the wall-time limit ended training; the same command goes on from here", folder)
     broken = data.sampler.broken
@@ -100,10 +113,11 @@ def _card(config: TrainConfig, step: int) -> str:
     return json.dumps({"kind": "tokenizer", "step": step, "tokenizer_config": to_plain(config.tokenizer)}, indent=2)
 
 
-def _score(config: CatConfig, folder: Path, clips: list[Utterance], recordings: Recordings) -> None:
+def _score(run: TrainConfig, config: CatConfig, folder: Path, clips: list[Utterance], recordings: Recordings) -> None:
     """Score the newest checkpoint on all held-out clips; write `heldout.json` and say it on stdout."""
     checkpoint = complete_checkpoints(folder / "checkpoints")[-1]
-    tokenizer = CatTokenizer.load(config, checkpoint)
+    on_gpu = run.parallel.accelerator is not Accelerator.cpu and torch.cuda.is_available()
+    tokenizer = CatTokenizer.load(config, checkpoint, "cuda" if on_gpu else "cpu")
     scores = HeldoutScores(tokenizer.spec)
     scored = 0
     for clip in clips:

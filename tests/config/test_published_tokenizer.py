@@ -83,7 +83,7 @@ def v2() -> dict[str, Any]:
         "downsample_rate": 3840,
         "encoder_kwargs": encoder,
         "decoder_kwargs": None,
-        "reversed_decoder_kwargs": copy.deepcopy(encoder),
+        "reversed_decoder_kwargs": [{"context_duration": 10.0, **entry} for entry in encoder],
         "channels_numbers": 2,
         "enable_channel_interleave": True,
         "attention_implementation": "flash_attention_2",
@@ -114,6 +114,13 @@ def test_v2_is_the_preset(preset: Any) -> None:
     windows = [stage.context_s for stage in config.encoder if isinstance(stage, TransformerStage)]
     assert windows == [1, 2, 4, 8, 10, 10], "a stage without a window of its own takes the common one"
     assert config.decoder_stages()[0].input_size == 768
+
+
+def test_a_decoder_of_v2_leaves_open_the_shortest_window_of_the_encoder() -> None:
+    values = v2()
+    values["reversed_decoder_kwargs"] = copy.deepcopy(values["encoder_kwargs"])
+    stages = [stage for stage in config_from_published(values).decoder_stages() if isinstance(stage, TransformerStage)]
+    assert [stage.context_s for stage in stages] == [10, 1, 8, 4, 2, 1]
 
 
 @pytest.fixture

@@ -105,6 +105,13 @@ def test_embedded_corpus_is_what_is_scored_by_default(tmp_path):
     assert ids(choice) == ["u2"]
 
 
+def test_a_manifest_of_other_speech_where_the_embedded_corpus_is_looked_for(tmp_path):
+    path = write_clips(tmp_path, 2, source="librivox")
+    with pytest.raises(EvaluationError, match="holds nothing of the embedded corpus.*set manifest=") as caught:
+        choose_clips(config(tmp_path, manifest=None), root=tmp_path, download=refuse_download)
+    assert str(path) in str(caught.value)
+
+
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="builds Debian packages: needs dpkg-deb")
 def test_embedded_corpus_is_fetched_and_listed_on_first_use(tmp_path, caplog):
     debs, root = build_corpus(tmp_path / "debs", ["en", "it"]), tmp_path / "speech"

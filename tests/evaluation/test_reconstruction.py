@@ -6,7 +6,8 @@ import soundfile
 import torch
 
 from moss.data.manifest import Utterance, read_manifest
-from moss.evaluation.reconstruction import TIMINGS, reconstruct, write_originals
+from moss.errors import DataError
+from moss.evaluation.reconstruction import TIMINGS, reconstruct, timing_place, write_originals
 from moss.evaluation.systems import TokenizerSystem
 from tests.evaluation.systems import SPEC, GainTokenizer, HalfCodec, fake_systems, write_clips
 from tests.recordings import write_tone
@@ -83,6 +84,36 @@ def test_samples_that_are_not_finite_are_a_failure_of_the_system(tmp_path, origi
 
     made = reconstruct(TokenizerSystem("broken", Broken(), [1]), originals, tmp_path / "made")
     assert {each.failure for each in made.values()} == {"broken, 1 codebook: made samples that are not finite"}
+
+
+def test_a_setting_that_fails_leaves_the_others(tmp_path, originals):
+    class Second(GainTokenizer):
+        def decode(self, codes, num_samples=None):
+            if codes[0].shape[1] == 2:
+                raise DataError("two codebooks: no; try another count")
+            return super().decode(codes, num_samples)
+
+    system = TokenizerSystem("second", Second(), [1, 2, 3])
+    made = reconstruct(system, originals, tmp_path / "made")
+    names = ["second, 1 codebook", "second, 2 codebooks", "second, 3 codebooks"]
+    for original in originals:
+        failures = [made[name, original.utterance.id].failure for name in names]
+        assert failures == [None, "two codebooks: no; try another count", None]
+
+
+def test_a_time_of_other_hardware_or_threads_is_taken_again(tmp_path, originals):
+    (system,) = fake_systems()
+    first = reconstruct(system, originals, tmp_path / "made")
+    assert {made.timed_on for made in first.values()} == {timing_place(system)}
+    tokenizer = GainTokenizer()
+    elsewhere = TokenizerSystem("gain", tokenizer, device="Some GPU 9000")
+    elsewhere.folder = system.folder
+    again = reconstruct(elsewhere, originals, tmp_path / "made")
+    assert tokenizer.encoded > 0
+    assert all(made.timed_on.startswith("Some GPU 9000, ") for made in again.values())
+    tokenizer.encoded = 0
+    assert reconstruct(elsewhere, originals, tmp_path / "made") == again
+    assert tokenizer.encoded == 0
 
 
 def test_many_channels_are_read_where_the_manifest_accepted_their_mean(tmp_path):

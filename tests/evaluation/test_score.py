@@ -26,6 +26,7 @@ def item(folder, name="u1", **changes):
         "target": target,
         "target_s": 1.0,
         "processing_s": 0.3,
+        "timed_on": "a pocket calculator",
     }
     return Item(**(values | changes))
 
@@ -40,7 +41,11 @@ def test_every_metric_gives_one_record(tmp_path):
     assert by_metric[Metric.DURATION_ERROR].value == pytest.approx(0.2)
     assert by_metric[Metric.SIM].extra == {"prompt_kind": "reference"}
     assert by_metric[Metric.RTF].value == pytest.approx(0.25)
-    assert by_metric[Metric.RTF].extra == {"processing_s": 0.3, "audio_s": 1.2}
+    assert by_metric[Metric.RTF].extra == {
+        "processing_s": 0.3,
+        "audio_s": 1.2,
+        "timed_on": "a pocket calculator",
+    }
     assert by_metric[Metric.MEL_DISTANCE].backend.startswith("librosa ")
     assert {record.protocol for record in records} == {"embedded-v1"}
     assert by_metric[Metric.STOI].backend.startswith("pystoi ")

@@ -1,4 +1,4 @@
-import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -40,11 +40,24 @@ def test_pesq_reports_what_the_library_reports(metric):
         metric(quiet, CLIP)
 
 
-def test_stoi_of_too_little_speech_is_an_error_and_not_1e_5():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(EvaluationError, match="less than 30 frames"):
-            stoi(CLIP[:3200], CLIP[:3200])
+@pytest.mark.parametrize("samples", [300, 409, 410, 3200])
+@pytest.mark.parametrize("extended", [False, True])
+def test_stoi_of_too_little_speech_is_an_error_and_no_score(samples, extended):
+    with pytest.raises(EvaluationError, match="less than 30 frames"):
+        stoi(CLIP[:samples], CLIP[:samples], extended=extended)
+
+
+def test_clips_that_are_too_short_do_not_disturb_others_in_other_threads():
+    def score(samples):
+        try:
+            return stoi(CLIP[:samples], CLIP[:samples])
+        except EvaluationError:
+            return None
+
+    with ThreadPoolExecutor(4) as pool:
+        scores = list(pool.map(score, [3200, len(CLIP)] * 30))
+    assert scores[::2] == [None] * 30
+    assert scores[1::2] == [pytest.approx(1.0)] * 30
 
 
 def test_pairs_are_cut_to_the_shorter():

@@ -1,9 +1,10 @@
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from moss.config.evaluation import Baseline, BenchmarkName, EvalConfig
+from moss.config.evaluation import Baseline, BenchmarkName, DatasetKind, EvalConfig
 from moss.config.tokenizer import MelRvqConfig
 from moss.errors import CheckpointError, ConfigError, EvaluationError
 from moss.evaluation.systems import CodecSystem, TokenizerSystem, build_systems, choose_counts
@@ -107,3 +108,23 @@ def test_baseline_that_is_not_installed_is_a_note(monkeypatch):
     assert notes == [NO_CODEC2]
     with pytest.raises(EvaluationError, match="nothing to score: Codec 2 is not in the table"):
         build_systems(config(tokenizers=[], baselines=[Baseline.CODEC2]))
+
+
+def test_settings_of_baselines_that_do_not_exist_are_errors_and_no_missing_baseline():
+    wrong = config(opus_bits_per_s=[5000, 12_000, 300_000], codec2_modes=["2400", "999"])
+    assert wrong.validate() == [
+        "opus_bits_per_s: 5000 is outside 6000 to 256000 bits per second",
+        "opus_bits_per_s: 300000 is outside 6000 to 256000 bits per second",
+        "codec2_modes: '999' is none of 3200, 2400, 1600, 1400, 1300, 1200, 700C",
+    ]
+    empty = config(opus_bits_per_s=[], codec2_modes=[]).validate()
+    assert empty == [
+        f"{name}: names no setting; name one, or leave '{baseline}' out of baselines"
+        for name, baseline in (("opus_bits_per_s", "opus"), ("codec2_modes", "codec2"))
+    ]
+    assert config().validate() == []
+
+
+def test_sources_of_clips_that_contradict_each_other():
+    both = config(dataset=DatasetKind.FOLDER, data_dir=Path("x"), manifest=Path("y")).validate()
+    assert both == ["manifest: is another source of clips than dataset; set one of them"]

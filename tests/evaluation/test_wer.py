@@ -3,7 +3,7 @@ import string
 import pytest
 
 from moss.errors import EvaluationError
-from moss.evaluation.metrics.wer import CHINESE_PUNCTUATION, corpus_rate, macro_rate, normalise, num_tokens, word_errors
+from moss.evaluation.metrics.wer import CHINESE_PUNCTUATION, normalise, num_tokens, word_errors
 
 
 def test_punctuation_list_is_the_82_code_points():
@@ -41,18 +41,6 @@ def test_edits_spell_out_the_alignment():
 
 def test_rate_is_not_clipped():
     assert word_errors("stop", "please do not stop here", "en").wer == 4.0
-
-
-def test_macro_weighs_utterances_and_corpus_weighs_words():
-    results = [word_errors("one", "two", "en"), word_errors("a b c d e f g h i", "a b c d e f g h i", "en")]
-    assert macro_rate(results) == 0.5
-    assert corpus_rate(results) == 0.1
-
-
-@pytest.mark.parametrize("rate", [macro_rate, corpus_rate])
-def test_no_utterance_is_not_a_rate_of_zero(rate):
-    with pytest.raises(EvaluationError, match="no utterance was scored"):
-        rate([])
 
 
 @pytest.mark.parametrize("text", ["", "...", "  ", "\t", "？！"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moss.errors import EvaluationError
-from moss.evaluation.metrics.wer import WordErrors, corpus_rate, macro_rate, num_tokens, simplify_chinese, word_errors
+from moss.evaluation.metrics.wer import WordErrors, num_tokens, simplify_chinese, word_errors
 
 FOLDER = Path(os.environ.get("MOSS_GOLDEN_DIR") or Path(__file__).parent)
 CASES = [json.loads(line) for line in (FOLDER / "golden_wer.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -38,12 +38,3 @@ def test_empty_reference_is_invalid(case):
 def test_chinese_hypotheses_are_folded_as_the_reference_folds_them():
     folded = {case["id"]: case["hyp_after_zhconv"] for case in CASES if case["lang"] == "zh"}
     assert {case["id"]: simplify_chinese(case["hyp_asr"]) for case in CASES if case["lang"] == "zh"} == folded
-
-
-@pytest.mark.parametrize("language", sorted({case["lang"] for case in SCORABLE}))
-def test_macro_and_corpus_rates(language):
-    cases = [case for case in SCORABLE if case["lang"] == language]
-    results = [errors_of(case) for case in cases]
-    assert macro_rate(results) == pytest.approx(sum(case["wer"] for case in cases) / len(cases), abs=1e-12)
-    wrong = sum(case["substitutions"] + case["deletions"] + case["insertions"] for case in cases)
-    assert corpus_rate(results) == pytest.approx(wrong / sum(case["n_ref_tokens"] for case in cases), abs=1e-12)

@@ -16,6 +16,7 @@ from moss.tokenizer.build import build_tokenizer
 from moss.tokenizer.cat import CatModel
 from moss.tokenizer.convert import convert_folder, main, write_published
 from moss.tokenizer.hf_map import key_48khz, read_weights, write_weights
+from tests.full_disk import files_up_to
 from tests.tokenizer.conftest import small_model, small_settings
 from tests.tokenizer.published import small_config, small_state, write_folder
 
@@ -159,6 +160,13 @@ def test_nothing_is_overwritten_and_nothing_is_left(tmp_path: Path, monkeypatch:
     with pytest.raises(CheckpointError, match=r"other: needs 0\.0 GB, but 0\.0 GB are free on its disk; free some"):
         convert_folder(tmp_path / "in", tmp_path / "other")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_a_disk_that_fills_leaves_nothing(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in")
+    with files_up_to(5_000), pytest.raises(CheckpointError, match=r"out: could not be written \(.*\); nothing is left"):
+        convert_folder(tmp_path / "in", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_the_weights_must_be_the_networks(tmp_path: Path) -> None:

@@ -213,6 +213,14 @@ def test_nothing_and_no_lanes(tokenizer: CatTokenizer) -> None:
     assert decoding.push({lane: torch.zeros(0, 4, dtype=torch.long)})[lane].shape == (0,)
 
 
+def test_a_lane_named_twice_ends_once(tokenizer: CatTokenizer) -> None:
+    lanes = EncoderLanes(tokenizer)
+    lane = lanes.open()
+    lanes.push({lane: noise(100)})
+    assert lanes.finish([lane, lane])[lane].shape == (1, 4)
+    assert lanes.lanes == ()
+
+
 def test_lane_numbers_are_used_once(tokenizer: CatTokenizer) -> None:
     lanes = EncoderLanes(tokenizer)
     assert [lanes.open(), lanes.open()] == [0, 1]

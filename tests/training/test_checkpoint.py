@@ -1,8 +1,5 @@
 """Checkpoints are complete or absent, whatever happens while one is written."""
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +8,7 @@ import torch
 
 from moss.errors import CheckpointError
 from moss.training.checkpoint import FolderCheckpointIO, complete_checkpoints, remove_unfinished, step_folder
+from tests.full_disk import files_up_to
 
 
 def content(step: int) -> dict[str, Any]:
@@ -33,17 +31,6 @@ class Saver(FolderCheckpointIO):
 @pytest.fixture
 def saver() -> Saver:
     return Saver()
-
-
-@contextmanager
-def files_up_to(limit_bytes: int) -> Iterator[None]:
-    """Every write beyond the limit fails, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_round_trip(saver: Saver, tmp_path: Path) -> None:

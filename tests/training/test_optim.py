@@ -5,12 +5,16 @@ import torch
 from torch import nn
 
 from moss.config.compose import load_config
+from moss.config.schema import build
+from moss.config.tokenizer import CatConfig
 from moss.config.train import LoraConfig, OptimConfig, TrainConfig
 from moss.errors import ConfigError
 from moss.model.build import build_model
 from moss.model.lora import apply_lora
+from moss.tokenizer.cat import CatModel
 from moss.training.lit_base import LitRun
 from moss.training.optim import base_rate, build_optimizer, build_scheduler, freeze_parameters, lr_factor
+from tests.tokenizer.conftest import small_settings
 from tests.training.small import ARCHITECTURES, CONFIGS
 
 
@@ -56,6 +60,15 @@ def test_only_matrices_decay_and_unused_tables_are_left_out(architecture: str) -
                for name in kept)  # fmt: skip
     assert all("proj" in name or "head" in name or "attn" in name or "mlp" in name for name in decayed)
     assert isinstance(optimizer, torch.optim.AdamW)
+
+
+def test_gains_of_weight_norm_do_not_decay() -> None:
+    model = CatModel(build(CatConfig, small_settings()))
+    decayed, kept = names_of(model, build_optimizer(model, OptimConfig()))
+    gains = {name for name, _ in model.named_parameters() if name.endswith("original0")}
+    assert gains
+    assert gains <= kept
+    assert {name.replace("original0", "original1") for name in gains} <= decayed
 
 
 def test_rate_groups_keep_decay_and_the_first_pattern_counts() -> None:

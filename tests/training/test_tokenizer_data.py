@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -145,6 +146,24 @@ def test_further_manifests_are_joined(tmp_path: Path) -> None:
     assert data.sampler.batch(0).transcripts is None
     alone = TokenizerTrainingConfig(manifest=manifest(first, clips), segment_s=0.5)
     assert SegmentData(alone, SPEC, 0, 10).fingerprint != data.fingerprint
+
+
+@pytest.mark.parametrize(
+    "change", [{"source": "other"}, {"text": "Other words."}, {"extra": {"downmixed_channels": 2}}]
+)
+def test_what_a_segment_and_its_transcript_come_from_is_in_the_fingerprint(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    clips = [clip(tmp_path, "a", 1.0), clip(tmp_path, "b", 1.0, "heldout")]
+
+    def fingerprint() -> str:
+        settings = TokenizerTrainingConfig(manifest=manifest(tmp_path, clips), segment_s=0.5)
+        return SegmentData(settings, SPEC, 0, 10).fingerprint
+
+    before = fingerprint()
+    assert fingerprint() == before
+    clips[0] = dataclasses.replace(clips[0], **change)
+    assert fingerprint() != before
 
 
 def test_a_recording_on_both_sides_is_refused(tmp_path: Path) -> None:

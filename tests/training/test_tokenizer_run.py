@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 from moss.config.compose import load_config
+from moss.config.identity import run_folder
 from moss.config.schema import build, to_plain
 from moss.config.tokenizer import CatConfig
 from moss.config.train import TrainConfig
 from moss.errors import CheckpointError, ConfigError
 from moss.tokenizer.build import build_tokenizer
 from moss.tokenizer.cat import CatTokenizer
+from moss.training.checkpoint import FolderCheckpointIO
 from moss.training.run import train
 from moss.training.tokenizer_score import HeldoutScores, stoi
 from tests.tokenizer.conftest import small_settings
@@ -67,6 +69,19 @@ def test_the_wall_time_limit_stops_saves_and_scores(whole: tuple[Path, Path, str
     folder = train(config)
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000001"]
     assert json.loads((folder / "heldout.json").read_text())["checkpoint"] == "step-00000001"
+
+
+def test_a_last_checkpoint_that_could_not_be_written_is_an_error_at_the_wall_time_limit_too(
+    whole: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise CheckpointError("step-00000001: could not be written: no space left on the device; free some")
+
+    monkeypatch.setattr(FolderCheckpointIO, "save_checkpoint", full)
+    config = tiny_run(whole[0], tmp_path, max_wall_s=1e-3)
+    with pytest.raises(CheckpointError, match="step-00000001: could not be written"):
+        train(config)
+    assert not (run_folder(config) / "heldout.json").exists()
 
 
 def test_only_cat_can_be_trained(whole: tuple[Path, Path, str], tmp_path: Path) -> None:
@@ -181,6 +196,18 @@ def test_a_constant_semantic_weight_is_a_factor_of_the_loss(whole: tuple[Path, P
 
 def _last(folder: Path) -> Path:
     return folder / "checkpoints" / "step-00000012" / "model.safetensors"
+
+
+def test_what_training_would_not_use_or_could_not_fit_is_refused(whole: tuple[Path, Path, str], tmp_path: Path) -> None:
+    plain = to_plain(tiny_run(whole[0], tmp_path))
+    plain["tokenizer"] |= {"weights": "somewhere/step-00000012"}
+    message = r"weights=somewhere/step-00000012: training starts from nothing, or from tokenizer_training\.init_from"
+    with pytest.raises(ConfigError, match=message):
+        train(build(TrainConfig, plain))
+    with pytest.raises(
+        ConfigError, match="init_frames=3: a codebook of 16 needs at least as many frames; raise it, or"
+    ):
+        train(tiny_run(whole[0], tmp_path, init_frames=3))
 
 
 def test_mixed_precision_reaches_every_loss(whole: tuple[Path, Path, str], tmp_path: Path) -> None:

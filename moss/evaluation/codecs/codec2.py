@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from moss.config.evaluation import CODEC2_MODES
 from moss.data.audio import resample
 from moss.errors import EvaluationError
 from moss.evaluation.codecs.interface import (
@@ -23,11 +24,8 @@ from moss.evaluation.codecs.interface import (
 
 _RATE_HZ, _CODED_HZ = 16_000, 8_000
 
-_PACKAGE_MODES = {"3200": 3200, "2400": 2400, "1600": 1600, "1400": 1400, "1300": 1300, "1200": 1200, "700C": 700}
+_PACKAGE_MODES = {mode: int(mode.removesuffix("C")) for mode in CODEC2_MODES}
 """Mode -> what pycodec2 calls it."""
-
-MODES = tuple(_PACKAGE_MODES)
-DEFAULT_MODES = ("3200", "2400", "1600", "1200", "700C")
 
 _DELAY_SAMPLES, _DELAY_SAMPLES_700C = 160, 240
 """At 8 kHz. The pitch window of 40 ms is centred 20 ms before the newest sample, and synthesis ends at that centre;
@@ -49,7 +47,7 @@ class Codec2Codec:
 
     def __init__(self, mode: str) -> None:
         if mode not in _PACKAGE_MODES:
-            raise EvaluationError(f"Codec 2: mode {mode!r}, expected one of {list(MODES)}")
+            raise EvaluationError(f"Codec 2: mode {mode!r}, expected one of {list(CODEC2_MODES)}")
         self._package = codec_package("Codec 2", "pycodec2", "pycodec2", "eval")
         self._mode = mode
         self.name = f"codec2-{mode.lower()}"
@@ -84,7 +82,7 @@ class Codec2Codec:
         return with_length(wide, samples.shape[0])
 
 
-def codec2_codecs(modes: Sequence[str] = DEFAULT_MODES) -> list[Codec2Codec]:
+def codec2_codecs(modes: Sequence[str]) -> list[Codec2Codec]:
     """One codec per mode.
 
     Raises:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from moss.config.evaluation import OPUS_BITS_PER_S
 from moss.data.audio import FloatArray, resample
 from moss.errors import EvaluationError
 from moss.evaluation.codecs.interface import (
@@ -26,10 +27,6 @@ from moss.evaluation.codecs.interface import (
     with_length,
 )
 
-DEFAULT_RATES = (6000, 8000, 12000, 16000)
-"""Nominal bits per second."""
-LOWEST_RATE, HIGHEST_RATE = 6000, 256_000
-"""From what libopus is made for to what it takes for one channel."""
 PACKET_MS = (20, 40, 60)
 
 _RATE_HZ, _DECODED_HZ = 16_000, 48_000
@@ -51,10 +48,9 @@ class OpusCodec:
     sampling_rate_hz = _RATE_HZ
 
     def __init__(self, bits_per_s: int, *, packet_ms: int = 60, variable_rate: bool = False) -> None:
-        if not LOWEST_RATE <= bits_per_s <= HIGHEST_RATE:
-            raise EvaluationError(
-                f"Opus: {bits_per_s} bit/s is outside {LOWEST_RATE} to {HIGHEST_RATE}; choose a rate within"
-            )
+        low, high = OPUS_BITS_PER_S
+        if not low <= bits_per_s <= high:
+            raise EvaluationError(f"Opus: {bits_per_s} bit/s is outside {low} to {high}; choose a rate within")
         if packet_ms not in PACKET_MS:
             raise EvaluationError(f"Opus: packets of {packet_ms} ms, expected one of {list(PACKET_MS)}")
         self._av = _pyav()
@@ -132,7 +128,7 @@ class OpusCodec:
         return from_pcm16(np.concatenate([block.reshape(-1) for block in blocks]))
 
 
-def opus_codecs(rates: Sequence[int] = DEFAULT_RATES) -> list[OpusCodec]:
+def opus_codecs(rates: Sequence[int]) -> list[OpusCodec]:
     """One codec per nominal rate in bits per second.
 
     Raises:

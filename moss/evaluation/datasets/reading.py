@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from moss.data.manifest import Utterance
 from moss.errors import DataError
 from moss.evaluation.datasets.aishell import read_aishell
 from moss.evaluation.datasets.librispeech import read_librispeech
@@ -34,12 +33,3 @@ def open_dataset(kind: str, folder: Path | str, split: str | None = None, *, lan
     if kind == "aishell":
         return read_aishell(folder, split)
     return read_folder(folder, split, language)
-
-
-def read_dataset(kind: str, folder: Path | str, split: str | None = None, *, language: str = "") -> list[Utterance]:
-    """The utterances of `open_dataset`, whose notes are in the log.
-
-    Raises:
-        DataError: as `open_dataset`.
-    """
-    return open_dataset(kind, folder, split, language=language).utterances

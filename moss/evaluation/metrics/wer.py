@@ -7,11 +7,8 @@ is split into code points without lower-casing. A single U+0020 separates tokens
 
 import re
 import string
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
-
-import numpy as np
 
 from moss.errors import EvaluationError
 
@@ -144,20 +141,3 @@ def word_errors(reference: str, hypothesis: str, language: str) -> WordErrors:
         insertions=output.insertions,
         edits=edits,
     )
-
-
-def macro_rate(results: Sequence[WordErrors]) -> float:
-    """Mean of the utterances' rates: the headline of the Seed protocol, as a fraction (not percent)."""
-    _require_some(results)
-    return float(np.mean([result.wer for result in results]))
-
-
-def corpus_rate(results: Sequence[WordErrors]) -> float:
-    """All errors over all reference tokens, as a fraction: long utterances weigh more than short ones."""
-    _require_some(results)
-    return sum(result.num_errors for result in results) / sum(result.num_reference_tokens for result in results)
-
-
-def _require_some(results: Sequence[WordErrors]) -> None:
-    if not results:
-        raise EvaluationError("no utterance was scored, so there is no error rate; check the list of utterances")

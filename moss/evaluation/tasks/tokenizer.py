@@ -104,7 +104,7 @@ class TokenizerTask:
             *(text for metric, text in _DEFINITIONS.items() if metric in self.metrics),
         ]
         if Metric.RTF in self.metrics:
-            notes.append(_timing_note())
+            notes.append(_timing_note(self.items))
         if Metric.WER in self.metrics and self._without_wer:
             found = ", ".join(sorted({utterance.language or "unknown" for utterance in self._without_wer}))
             notes.append(
@@ -166,6 +166,7 @@ def tokenizer_items(
                 prompt_kind="original",
                 target=original.reference,
                 processing_s=clip.processing_s,
+                timed_on=clip.timed_on,
             )
             items.append(item)
     return [item for item in items if item.metrics]
@@ -188,14 +189,10 @@ def _shown(systems: Sequence[System]) -> list[str]:
     return list(dict.fromkeys(shown))
 
 
-def _timing_note() -> str:
-    import torch
-
-    where = f"{torch.get_num_threads()} CPU thread(s)"
-    if torch.cuda.is_available():
-        where = f"{torch.cuda.get_device_name()} and {where}"
+def _timing_note(items: Sequence[Item]) -> str:
+    places = sorted({item.timed_on for item in items if item.timed_on})
     return (
         f"{METRICS[Metric.RTF].label} is the time of encoding and decoding over that of the audio, one clip at a time, "
-        f"on {where}; a tokenizer always encodes all codebooks. It has no worst value: its mean is over the clips that "
-        "were made."
+        f"on {' and '.join(places) or 'nothing, since no clip was made'}; a tokenizer always encodes all codebooks. It "
+        "has no worst value: its mean is over the clips that were made."
     )

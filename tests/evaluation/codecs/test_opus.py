@@ -7,11 +7,11 @@ import torch
 
 from moss.errors import DataError, EvaluationError
 from moss.evaluation.codecs.interface import Codec
-from moss.evaluation.codecs.opus import DEFAULT_RATES, OpusCodec, opus_codecs
+from moss.evaluation.codecs.opus import OpusCodec, opus_codecs
 from tests.evaluation.codecs.clips import check_every_length, clip, intelligibility, waveform_lag
 
 
-@pytest.mark.parametrize("rate", DEFAULT_RATES)
+@pytest.mark.parametrize("rate", [6000, 8000, 12000, 16000])
 def test_reconstruction_begins_with_the_clip(rate):
     coded = OpusCodec(rate).reconstruct(clip())
     assert abs(waveform_lag(clip(), coded)) <= 2

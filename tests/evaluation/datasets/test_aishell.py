@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from moss.errors import DataError
-from moss.evaluation.datasets import open_dataset, read_dataset
+from moss.evaluation.datasets import open_dataset
 from moss.evaluation.datasets.aishell import EXPECTED_1, EXPECTED_2
 from tests.evaluation.datasets.trees import aishell_1, aishell_2
 from tests.recordings import write_tone
@@ -14,7 +14,7 @@ from tests.recordings import write_tone
 
 @pytest.mark.parametrize("below", ["..", ".", "wav", "wav/test"])
 def test_aishell_1_from_any_of_its_folders(tmp_path, below):
-    utterances = read_dataset("aishell", aishell_1(tmp_path) / below)
+    utterances = open_dataset("aishell", aishell_1(tmp_path) / below).utterances
     assert [u.id for u in utterances] == ["BAC009S0764W0121", "BAC009S0764W0122"]
     first = utterances[0]
     assert first.text == "甚至出现交易OK FINE几乎停滞"
@@ -37,23 +37,23 @@ def test_aishell_1_parts_and_counts(tmp_path):
 def test_aishell_1_in_a_wrong_folder(tmp_path):
     root = aishell_1(tmp_path)
     with pytest.raises(DataError, match=r"no AISHELL-1 'train' here: .* holds \['dev', 'test'\]; name another part"):
-        read_dataset("aishell", root, "train")
+        open_dataset("aishell", root, "train")
     with pytest.raises(DataError, match="is the part 'test' itself and not 'dev'"):
-        read_dataset("aishell", root / "wav/test", "dev")
+        open_dataset("aishell", root / "wav/test", "dev")
     shutil.rmtree(root / "wav")
     (root / "wav").mkdir()
     (root / "wav/S0764.tar.gz").touch()
     with pytest.raises(DataError, match="unpack the 1 archives"):
-        read_dataset("aishell", root)
+        open_dataset("aishell", root)
     with pytest.raises(DataError, match="no AISHELL 'test' here: neither transcript/aishell_transcript_v0.8.txt"):
-        read_dataset("aishell", tmp_path.parent)
+        open_dataset("aishell", tmp_path.parent)
 
 
 def test_transcripts_that_are_not_utf8(tmp_path):
     root = aishell_1(tmp_path)
     (root / "transcript/aishell_transcript_v0.8.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match=r"aishell_transcript_v0.8.txt.*UTF-8"):
-        read_dataset("aishell", root)
+        open_dataset("aishell", root)
 
 
 @pytest.mark.parametrize("below", [".", "..", "../.."])
@@ -81,4 +81,4 @@ def test_aishell_2_gaps_are_counted(tmp_path):
         "1 recordings of AISHELL-2 test have no transcript and are left out: IT0011W0009"
     )
     with pytest.raises(DataError, match="is the part 'test' itself and not 'dev'"):
-        read_dataset("aishell", folder, "dev")
+        open_dataset("aishell", folder, "dev")

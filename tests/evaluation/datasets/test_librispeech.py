@@ -6,7 +6,7 @@ import pytest
 
 from moss.data.manifest import write_manifest
 from moss.errors import DataError
-from moss.evaluation.datasets import open_dataset, read_dataset
+from moss.evaluation.datasets import open_dataset
 from moss.evaluation.datasets.librispeech import EXPECTED
 from tests.evaluation.datasets.trees import librispeech
 from tests.recordings import write_tone
@@ -14,7 +14,7 @@ from tests.recordings import write_tone
 
 @pytest.mark.parametrize("below", ["..", ".", "test-clean"])
 def test_librispeech_from_any_of_its_folders(tmp_path, below):
-    utterances = read_dataset("librispeech", librispeech(tmp_path) / below)
+    utterances = open_dataset("librispeech", librispeech(tmp_path) / below).utterances
     assert [u.id for u in utterances] == ["1089-134686-0000", "1089-134686-0001", "237-126133-0000"]
     first = utterances[0]
     assert (first.text, first.language, first.speaker) == ("HE HOPED", "en", "1089")
@@ -41,14 +41,14 @@ def test_librispeech_converted_to_wav(tmp_path):
     for flac in root.rglob("*.flac"):
         write_tone(flac.with_suffix(".wav"), 0.25)
         flac.unlink()
-    assert {u.duration_s for u in read_dataset("librispeech", root)} == {0.25}
+    assert {u.duration_s for u in open_dataset("librispeech", root).utterances} == {0.25}
 
 
 def test_librispeech_in_a_wrong_folder(tmp_path):
     root = librispeech(tmp_path)
     with pytest.raises(DataError, match=r"no LibriSpeech 'test-other' here.* holds the folders \['test-clean'\]"):
-        read_dataset("librispeech", root, "test-other")
+        open_dataset("librispeech", root, "test-other")
     with pytest.raises(DataError, match="is a part of LibriSpeech itself and not 'dev-clean'"):
-        read_dataset("librispeech", root / "test-clean", "dev-clean")
+        open_dataset("librispeech", root / "test-clean", "dev-clean")
     with pytest.raises(DataError, match="no LibriSpeech 'test-clean' here"):
-        read_dataset("librispeech", root / "test-clean/1089")
+        open_dataset("librispeech", root / "test-clean/1089")

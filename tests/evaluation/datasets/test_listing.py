@@ -3,7 +3,7 @@
 import pytest
 
 from moss.errors import DataError
-from moss.evaluation.datasets import open_dataset, read_dataset
+from moss.evaluation.datasets import open_dataset
 from moss.evaluation.datasets.librispeech import EXPECTED
 from tests.evaluation.datasets.trees import librispeech
 from tests.recordings import write_tone
@@ -51,7 +51,7 @@ def test_librispeech_without_any_recording(tmp_path):
     for flac in root.rglob("*.flac"):
         flac.unlink()
     with pytest.raises(DataError, match=r"none of the 3 recordings .* should be .*1089-134686-0000.flac; unpack"):
-        read_dataset("librispeech", root)
+        open_dataset("librispeech", root)
 
 
 def test_a_transcript_line_without_text(tmp_path):
@@ -59,7 +59,7 @@ def test_a_transcript_line_without_text(tmp_path):
     path = root / "test-clean/237/126133/237-126133.trans.txt"
     path.write_text("237-126133-0000 HERE\n\n237-126133-0001\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"237-126133.trans.txt:3: '237-126133-0001' has no text behind it"):
-        read_dataset("librispeech", root)
+        open_dataset("librispeech", root)
 
 
 def test_two_lines_of_one_name(tmp_path):
@@ -67,7 +67,7 @@ def test_two_lines_of_one_name(tmp_path):
     path = root / "test-clean/237/126133/237-126133.trans.txt"
     path.write_text("237-126133-0000 HERE\n237-126133-0000 THERE\n", encoding="utf-8")
     with pytest.raises(DataError, match="two transcript lines are called '237-126133-0000'"):
-        read_dataset("librispeech", root)
+        open_dataset("librispeech", root)
 
 
 def test_empty_transcripts(tmp_path):
@@ -75,4 +75,4 @@ def test_empty_transcripts(tmp_path):
     for path in root.rglob("*.trans.txt"):
         path.write_text("", encoding="utf-8")
     with pytest.raises(DataError, match="LibriSpeech test-clean has no transcript lines here"):
-        read_dataset("librispeech", root)
+        open_dataset("librispeech", root)

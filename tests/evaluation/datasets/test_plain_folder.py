@@ -3,7 +3,7 @@
 import pytest
 
 from moss.errors import DataError
-from moss.evaluation.datasets import open_dataset, read_dataset
+from moss.evaluation.datasets import open_dataset
 from tests.recordings import write_tone
 
 
@@ -17,14 +17,14 @@ def test_plain_folder(tmp_path):
         ("b", "", "", "de"),
     ]
     assert dataset.notes == ["1 of 2 recordings have no WER: no text: b.txt is missing."]
-    assert [u.id for u in read_dataset("folder", tmp_path, "anna")] == ["a"]
+    assert [u.id for u in open_dataset("folder", tmp_path, "anna").utterances] == ["a"]
 
 
 def test_plain_folder_without_recordings(tmp_path):
     with pytest.raises(DataError, match="no audio below"):
-        read_dataset("folder", tmp_path)
+        open_dataset("folder", tmp_path)
     (tmp_path / "a.wav").write_bytes(b"no wav")
     with pytest.raises(DataError, match="not one of 1 recordings can be read"):
-        read_dataset("folder", tmp_path)
+        open_dataset("folder", tmp_path)
     with pytest.raises(DataError, match="nowhere is not a folder"):
-        read_dataset("folder", tmp_path, "nowhere")
+        open_dataset("folder", tmp_path, "nowhere")
