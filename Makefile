@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml requirements/no-deps.txt
 	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/no-deps.txt
 	touch $@
 
-quickstart: venv  ## fetch speech, train a generator, speak, score: about 25 minutes on 2 cores
+quickstart: venv  ## fetch speech, train a generator, speak, score: some 20 minutes on 2 cores
 	$(PY) data_prep/00_fetch_speech.py --languages en
 	$(PY) data_prep/01_manifest.py
 	$(PY) data_prep/02_encode_codes.py

@@ -7,7 +7,14 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from moss.config.evaluation import BenchmarkName, EvalConfig, Metric, MissingPolicy
+from moss.config.evaluation import (
+    GENERATION_METRICS,
+    TOKENIZER_METRICS,
+    BenchmarkName,
+    EvalConfig,
+    Metric,
+    MissingPolicy,
+)
 from moss.config.schema import to_plain
 from moss.data.files import remove_leftovers
 from moss.errors import EvaluationError
@@ -56,7 +63,7 @@ def evaluate(
         DataError: a file that cannot be read or written.
         EvaluationError: nothing to score, a language nobody understands, or a backend that is missing.
     """
-    backends = backends or embedded_backends(config.asr)
+    backends = backends or embedded_backends(config.asr, _metrics(config))
     task = _task(config, backends, systems)
     _make_folder(config.output)
     journal = Journal(config.output)
@@ -151,12 +158,18 @@ def _task(config: EvalConfig, backends: Backends, systems: Sequence[System] | No
     choice = choose_clips(config)
     # Only when nothing is wrong with the input is anything written.
     _make_folder(config.output)
-    return TokenizerTask(config, choice, systems, languages=backends.recogniser.languages, notes=notes)
+    languages = None if backends.recogniser is None else backends.recogniser.languages
+    return TokenizerTask(config, choice, systems, languages=languages, notes=notes)
+
+
+def _metrics(config: EvalConfig) -> tuple[Metric, ...]:
+    is_generations = config.benchmark is BenchmarkName.GENERATIONS
+    return tuple(config.metrics) or (GENERATION_METRICS if is_generations else TOKENIZER_METRICS)
 
 
 def _summary(task: Task, records: Sequence[Record], config: EvalConfig, backends: Backends) -> Summary:
     labels = {metric: METRICS[metric].label for metric in task.metrics}
-    if Metric.SIM in labels:
+    if backends.speaker is not None and Metric.SIM in labels:
         labels[Metric.SIM] = backends.speaker.metric_label
     return Summary(
         benchmark=task.name,

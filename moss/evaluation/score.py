@@ -1,14 +1,14 @@
 """Items to records: runs every metric of every clip, keeps each record at once, and turns failures into records.
 
-Clips are scored in as many threads as the recogniser has workers, each clip on its own, so that scores do not depend
-on how many there are. Only a `MossError` becomes a failed record; anything else is a bug and ends the run, with the
-records made so far kept.
+Clips are scored in as many threads as the recogniser has workers (where there is none, as there are cores), each clip
+on its own, so that scores do not depend on how many there are. Only a `MossError` becomes a failed record; anything
+else is a bug and ends the run, with the records made so far kept.
 """
 
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +22,7 @@ from moss.config.evaluation import AsrConfig, Metric
 from moss.data.files import sha256_file
 from moss.data.progress import track
 from moss.errors import EvaluationError, MossError
+from moss.evaluation.backends.asr import available_cores
 from moss.evaluation.backends.interface import Recogniser, SpeakerEncoder, Wave16k
 from moss.evaluation.items import Item, duration_s, read_wave
 from moss.evaluation.metrics.signal import duration_error, pesq_nb_8k, pesq_nb_16k, pesq_wb, stoi
@@ -59,12 +60,14 @@ _OWN_METHODS = {Metric.DURATION_ERROR: "clip length", Metric.RTF: "wall clock"}
 class Backends:
     """The models a run scores with; tests put small deterministic ones in their place."""
 
-    recogniser: Recogniser
-    speaker: SpeakerEncoder
+    recogniser: Recogniser | None = None
+    """Where WER is measured."""
+    speaker: SpeakerEncoder | None = None
+    """Where SIM is measured."""
 
 
-def embedded_backends(asr: AsrConfig) -> Backends:
-    """The backends whose weights come inside pip packages.
+def embedded_backends(asr: AsrConfig, metrics: Collection[Metric]) -> Backends:
+    """The backends whose weights come inside pip packages, as far as the metrics need them.
 
     Raises:
         EvaluationError: a package is missing, or its weights are not the pinned ones.
@@ -72,7 +75,10 @@ def embedded_backends(asr: AsrConfig) -> Backends:
     from moss.evaluation.backends.asr import WhisperTinyEn
     from moss.evaluation.backends.speaker import GE2E
 
-    return Backends(recogniser=WhisperTinyEn(beam_size=asr.beam_size, workers=asr.workers), speaker=GE2E())
+    return Backends(
+        recogniser=WhisperTinyEn(beam_size=asr.beam_size, workers=asr.workers) if Metric.WER in metrics else None,
+        speaker=GE2E() if Metric.SIM in metrics else None,
+    )
 
 
 def score_items(
@@ -91,10 +97,14 @@ def score_items(
         DataError: the disk is full; records already kept stay.
     """
     _check_unique(items)
-    _check_languages(items, backends.recogniser)
+    if backends.recogniser is not None:
+        _check_languages(items, backends.recogniser)
+        workers = backends.recogniser.workers
+    else:
+        workers = available_cores()
     scorer = _Scorer(backends, journal, protocol)
     done: dict[tuple[str, str], list[Record]] = {}
-    pool = ThreadPoolExecutor(max_workers=max(1, backends.recogniser.workers), thread_name_prefix="score")
+    pool = ThreadPoolExecutor(max_workers=max(1, workers), thread_name_prefix="score")
     try:
         futures: dict[Future[list[Record]], Item] = {pool.submit(scorer.score, item): item for item in items}
         for future in track(as_completed(futures), "scoring", len(futures)):
@@ -161,6 +171,7 @@ class _Scorer:
 
     def _value(self, item: Item, clip: "_Clip", metric: Metric) -> tuple[float, dict[str, Any]]:
         if metric is Metric.WER:
+            assert self._backends.recogniser is not None
             hypothesis = self._backends.recogniser.transcribe(clip.wave, item.language)
             errors = word_errors(item.text, hypothesis, item.language)
             return errors.wer, word_error_fields(item.text, hypothesis, errors)
@@ -203,8 +214,10 @@ class _Scorer:
 
     def _revision(self, metric: Metric) -> str:
         if metric is Metric.WER:
+            assert self._backends.recogniser is not None
             return str(self._backends.recogniser.revision)
         if metric is Metric.SIM:
+            assert self._backends.speaker is not None
             return str(self._backends.speaker.revision)
         return signal_revision(metric)
 
@@ -215,6 +228,7 @@ class _Scorer:
         with self._embedding:
             if digest not in self._embeddings:
                 assert wave is not None
+                assert self._backends.speaker is not None
                 self._embeddings[digest] = self._backends.speaker.embed(wave)
             return self._embeddings[digest]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moss.config.evaluation import AsrConfig
+from moss.config.evaluation import AsrConfig, Metric
 from moss.data.audio import load_audio
 from moss.errors import EvaluationError
 from moss.evaluation.backends import asr
@@ -15,7 +15,7 @@ from moss.evaluation.backends.asr import TINY_EN_SHA256, WhisperTinyEn
 from moss.evaluation.backends.interface import packaged_file
 from moss.evaluation.backends.speaker import GE2E
 from moss.evaluation.metrics.similarity import cosine
-from moss.evaluation.score import embedded_backends
+from moss.evaluation.score import Backends, embedded_backends
 from tests.evaluation.signals import voice
 
 
@@ -94,7 +94,7 @@ def real_clips() -> list[np.ndarray]:
 @pytest.mark.slow
 def test_transcripts_depend_on_the_clip_only():
     clips = real_clips()
-    one, many = WhisperTinyEn(workers=1), embedded_backends(AsrConfig(workers=2)).recogniser
+    one, many = WhisperTinyEn(workers=1), embedded_backends(AsrConfig(workers=2), [Metric.WER]).recogniser
     first = [one.transcribe(clip, "en") for clip in clips]
     assert [many.transcribe(clip, "en") for clip in reversed(clips)][::-1] == first
     assert all(len(text.split()) > 3 for text in first[1:])
@@ -102,3 +102,12 @@ def test_transcripts_depend_on_the_clip_only():
     if len(clips) > 1:
         long = np.concatenate([clips[1], np.zeros(31 * 16_000 - clips[1].size, np.float32), clips[2]])
         assert len(one.transcribe(long, "en").split()) > len(first[1].split())
+
+
+def test_only_what_the_metrics_need_is_loaded(monkeypatch):
+    def absent(*_, **__):
+        raise AssertionError("a model was loaded that no metric needs")
+
+    monkeypatch.setattr("moss.evaluation.backends.asr.WhisperTinyEn.__init__", absent)
+    monkeypatch.setattr("moss.evaluation.backends.speaker.GE2E.__init__", absent)
+    assert embedded_backends(AsrConfig(), [Metric.STOI, Metric.PESQ_WB]) == Backends()
