@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import shown
 from reference_models import check_checkout, generate_delay, generate_local, reference_delay, reference_local
 from torch import Tensor, nn
 
-from benchmarks.command_line import shown
 from moss.command import run_command
 from moss.config.generation import Compatibility, GenerationConfig, SamplerConfig
 from moss.config.model import DelayModelConfig, LocalModelConfig, ModelConfig

@@ -19,6 +19,7 @@ from typing import Any
 
 import tokenizer_reference as published
 import torch
+from command_line import shown
 from tokenizer_cases import (
     FRAME_S,
     decode_stream,
@@ -31,7 +32,6 @@ from tokenizer_cases import (
 from tokenizer_child import measure
 from torch import Tensor
 
-from benchmarks.command_line import shown
 from moss.command import run_command
 from moss.config.tokenizer import BatchPolicy, CatConfig
 from moss.data.files import atomic_write
