@@ -137,24 +137,28 @@ def _make(
     missing = {variant.system: variant for variant in variants}
     failures: dict[str, str] = {}
     while missing:
+        rebuilt = []
         try:
             utterance = original.utterance
             wave = load_audio(utterance.audio, system.sampling_rate_hz, max_channels=utterance.max_channels)
             for variant, result in system.rebuild(wave, list(missing.values())):
+                rebuilt.append((variant, result))
                 del missing[variant.system]
-                if not bool(torch.isfinite(result.wave).all()):
-                    failures[variant.system] = f"{variant.system}: made samples that are not finite"
-                    continue
-                path = f"{variant.folder}/{original.name}"
-                write_wav(root / path, result.wave, system.sampling_rate_hz)
-                line = {"wav": path, "processing_s": result.processing_s, "timed_on": place}
-                append_jsonl(root / TIMINGS, line, durable=False)
-                seconds[path] = result.processing_s
         except MossError as error:
             # The setting that failed is the first that did not come; those behind it have another chance.
             failed = next(iter(missing))
             del missing[failed]
             failures[failed] = str(error)
+        # Beyond what may fail: a full disk is no fault of the system's.
+        for variant, result in rebuilt:
+            if not bool(torch.isfinite(result.wave).all()):
+                failures[variant.system] = f"{variant.system}: made samples that are not finite"
+                continue
+            path = f"{variant.folder}/{original.name}"
+            write_wav(root / path, result.wave, system.sampling_rate_hz)
+            line = {"wav": path, "processing_s": result.processing_s, "timed_on": place}
+            append_jsonl(root / TIMINGS, line, durable=False)
+            seconds[path] = result.processing_s
     for name, reason in failures.items():
         logger.warning("%s: %s cannot be reconstructed: %s", name, original.utterance.id, reason)
     return failures

@@ -101,6 +101,15 @@ def test_a_setting_that_fails_leaves_the_others(tmp_path, originals):
         assert failures == [None, "two codebooks: no; try another count", None]
 
 
+def test_a_full_disk_is_no_failure_of_the_system(tmp_path, originals, monkeypatch):
+    def full(*_):
+        raise DataError("no space left on / while writing; free some space and start again: finished work is kept")
+
+    monkeypatch.setattr("moss.evaluation.reconstruction.write_wav", full)
+    with pytest.raises(DataError, match="no space left"):
+        reconstruct(fake_systems()[0], originals, tmp_path / "made")
+
+
 def test_a_time_of_other_hardware_or_threads_is_taken_again(tmp_path, originals):
     (system,) = fake_systems()
     first = reconstruct(system, originals, tmp_path / "made")
