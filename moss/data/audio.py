@@ -38,6 +38,7 @@ REFERENCE_DBFS, MAX_GAIN_DB = -20.0, 3.0
 
 NO_SAMPLES = "zero duration: the file holds no samples"
 
+_LARGEST_RATE_HZ = 384_000
 _G722_RATE_HZ = 16000
 _G722_BITS_PER_S = 64000
 
@@ -85,6 +86,8 @@ def open_blocks(path: Path | str, block_s: float = 10.0) -> Iterator[DecodedBloc
     if size == 0:
         raise DataError(f"{path}: empty file (0 bytes)")
     suffix = path.suffix.lower()
+    if suffix == ".raw":
+        raise DataError(f"{path}: samples without a header do not say their rate; convert the file to wav or flac")
     if suffix == ".g722":
         with open(path, "rb") as file:
             yield DecodedBlocks(_G722_RATE_HZ, 1, _g722_blocks(file, block_s))
@@ -126,6 +129,8 @@ def audio_info(path: Path | str) -> AudioInfo:
             info = soundfile.info(str(path))
         except soundfile.LibsndfileError as error:
             raise DataError(f"{path}: corrupt or unknown audio: {error.error_string}") from error
+        if info.frames == 0:
+            raise DataError(f"{path}: {NO_SAMPLES}")
         return AudioInfo(info.samplerate, info.channels, info.frames)
     with open_blocks(path) as decoded:
         num_samples = sum(block.shape[0] for block in decoded.blocks)
@@ -230,9 +235,12 @@ class _Resampler:
 
 def _mixed(block: FloatArray, kept: int, path: Path | str) -> FloatArray:
     """A part with `kept` channels; more are mixed by their mean."""
-    if not np.isfinite(block).all():
+    with np.errstate(over="ignore"):
+        mixed: FloatArray = block if block.shape[1] == kept else block.mean(axis=1, keepdims=True, dtype=np.float32)
+    # The mean of finite samples near the largest float is not finite; one that is not never becomes so.
+    if not np.isfinite(mixed).all():
         raise DataError(f"{path}: non-finite samples (NaN or infinity)")
-    return block if block.shape[1] == kept else block.mean(axis=1, keepdims=True, dtype=np.float32)
+    return mixed
 
 
 def resample(wave: FloatArray, from_hz: int, to_hz: int) -> FloatArray:
@@ -302,7 +310,9 @@ def _open_soundfile(path: Path, block_s: float) -> Iterator[DecodedBlocks]:
 
     try:
         with Forward(str(path)) as file:
-            blocks = _soundfile_blocks(file, max(1, round(block_s * file.samplerate)))
+            # soundfile takes the memory of a block before it reads: a header may say any rate.
+            rate_hz = min(file.samplerate, _LARGEST_RATE_HZ)
+            blocks = _soundfile_blocks(file, max(1, round(block_s * rate_hz)))
             yield DecodedBlocks(file.samplerate, file.channels, blocks)
     except (soundfile.LibsndfileError, OSError) as error:
         reason = getattr(error, "error_string", None) or str(error)
@@ -340,16 +350,29 @@ def _open_pyav(path: Path) -> Iterator[DecodedBlocks]:
             if not container.streams.audio:
                 raise DataError(f"{path}: no audio stream")
             stream = container.streams.audio[0]
-            yield DecodedBlocks(stream.rate, stream.channels, _pyav_blocks(container, stream))
-    except av.FFmpegError as error:
-        raise DataError(f"{path}: corrupt or unknown audio: {error.strerror}") from error
+            if stream.codec_context is None:
+                raise DataError(f"{path}: PyAV has no decoder for its sound; convert the file to wav or flac")
+            yield DecodedBlocks(stream.rate, stream.channels, _pyav_blocks(container, stream, path))
+    except (av.FFmpegError, UnicodeError) as error:
+        # Tags that are no UTF-8 end the opening of a file, too.
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: corrupt or unknown audio: {reason}") from error
 
 
-def _pyav_blocks(container: Any, stream: Any) -> Iterator[FloatArray]:
+def _pyav_blocks(container: Any, stream: Any, path: Path) -> Iterator[FloatArray]:
     import av
 
     resampler = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
+    first: tuple[int, str] | None = None
     for frame in itertools.chain(container.decode(stream), [None]):
+        if frame is not None:
+            found = (frame.sample_rate, frame.layout.name)
+            first = first or found
+            if found != first:
+                raise DataError(
+                    f"{path}: changes from {first[0]} Hz {first[1]} to {found[0]} Hz {found[1]} on the way; convert "
+                    "the file to wav or flac"
+                )
         for block in resampler.resample(frame):
             if block.samples:
                 yield block.to_ndarray().T.astype(np.float32)

@@ -1,7 +1,7 @@
 """Look at each recording once: does it decode, how long is it, is there sound in it.
 
 Results are remembered in a JSON Lines file keyed by path, size and time of change, so a run that was killed goes on
-where it stopped, and a second run decodes nothing.
+where it stopped, and a second run decodes what was bad only.
 """
 
 import dataclasses
@@ -115,7 +115,8 @@ class Inspector:
         if known is not None:
             return known
         seen = inspect_recording(absolute)
-        if seen.size_bytes >= 0:
+        # What is wrong may lie here, not in the file: a missing package, a disk that could not be read.
+        if not seen.problem:
             append_jsonl(self._memory, dataclasses.asdict(seen), durable=False)
             self._known[(seen.path, seen.size_bytes, seen.changed_ns)] = seen
         return seen

@@ -5,6 +5,7 @@ them back as paths that open from anywhere.
 """
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -135,6 +136,9 @@ def _utterance(row: dict[str, Any], where: str, needs_text: bool) -> Utterance:
         kind = _TYPES.get(name, str)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise DataError(f"{where}: field {name!r} got {value!r}, expected {_type_name(kind)}")
+    duration_s = row.get("duration_s", 0.0)
+    if not 0 <= duration_s < math.inf:
+        raise DataError(f"{where}: duration_s {duration_s}, expected seconds, 0 or more; 0 is unknown")
     check_id(row["id"], where)
     split = row.get("split", "")
     if split not in ("", TRAIN, HELDOUT, REFERENCE):

@@ -1,4 +1,5 @@
 import builtins
+import struct
 import tracemalloc
 
 import numpy as np
@@ -27,10 +28,11 @@ def _write_g722(path, wave):
     path.write_bytes(bytes(G722(16000, 64000).encode([int(value) for value in wave * 32767])))
 
 
-def _write_m4a(path, wave, rate_hz):
+def _write_aac(path, wave, rate_hz, **metadata):
     import av
 
     with av.open(str(path), "w") as container:
+        container.metadata.update(metadata)
         stream = container.add_stream("aac", rate=rate_hz, layout="mono")
         frame = av.AudioFrame.from_ndarray(wave[None].astype(np.float32), format="fltp", layout="mono")
         frame.sample_rate = rate_hz
@@ -62,7 +64,7 @@ def test_g722_decodes_to_16_khz(tmp_path):
 
 def test_m4a_through_pyav(tmp_path):
     wave = 0.5 * np.sin(2 * np.pi * 300 * np.arange(22050) / 22050)
-    _write_m4a(tmp_path / "a.m4a", wave, 22050)
+    _write_aac(tmp_path / "a.m4a", wave, 22050)
     loaded = load_audio(tmp_path / "a.m4a", 22050)
     assert abs(loaded.shape[0] - 22050) < 4096
     # The ends of a lossy stream ring; the middle must be the tone.
@@ -106,6 +108,61 @@ def test_video_without_sound_is_named(tmp_path):
         read_audio(tmp_path / "a.mkv")
 
 
+def test_tags_that_are_no_utf8_are_an_error_with_a_name(tmp_path):
+    _write_aac(tmp_path / "a.mka", np.zeros(RATE_HZ), RATE_HZ, title="Zeichen")
+    content = (tmp_path / "a.mka").read_bytes()
+    assert b"Zeichen" in content
+    (tmp_path / "a.mka").write_bytes(content.replace(b"Zeichen", b"Zei\xe4hen"))
+    with pytest.raises(DataError, match=r"a\.mka: corrupt or unknown audio: "):
+        read_audio(tmp_path / "a.mka")
+
+
+def test_a_stream_without_a_decoder_is_named(tmp_path):
+    path = tmp_path / "a.mka"
+    _write_aac(path, np.zeros(RATE_HZ), RATE_HZ)
+    path.write_bytes(path.read_bytes().replace(b"A_AAC", b"A_ZZZ"))
+    with pytest.raises(DataError, match=r"a\.mka: PyAV has no decoder for its sound; convert the file to wav or flac"):
+        read_audio(path)
+
+
+def test_a_change_of_format_on_the_way_is_said(tmp_path):
+    content = b""
+    for rate_hz in (RATE_HZ, 22050):
+        _write_aac(tmp_path / "part.aac", np.zeros(rate_hz), rate_hz)
+        content += (tmp_path / "part.aac").read_bytes()
+    (tmp_path / "a.aac").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.aac: changes from 16000 Hz mono to 22050 Hz mono on the way; convert the"):
+        read_audio(tmp_path / "a.aac")
+
+
+def test_samples_without_a_header_are_refused(tmp_path):
+    (tmp_path / "a.raw").write_bytes(bytes(3200))
+    with pytest.raises(DataError, match=r"a\.raw: samples without a header do not say their rate; convert the file"):
+        read_audio(tmp_path / "a.raw")
+
+
+def test_a_broken_header_does_not_take_the_memory(tmp_path):
+    path = write_tone(tmp_path / "a.wav", 0.1)
+    content = bytearray(path.read_bytes())
+    content[24:28] = struct.pack("<I", 2**31 - 1)
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with open_blocks(path) as decoded:
+            assert decoded.sampling_rate_hz == 2**31 - 1
+            assert sum(block.shape[0] for block in decoded.blocks) == 1600
+        assert tracemalloc.get_traced_memory()[1] < 1e8
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_mean_beyond_the_largest_float_is_refused(tmp_path):
+    largest = np.full((100, 2), np.finfo(np.float32).max, np.float32)
+    soundfile.write(tmp_path / "a.wav", largest, RATE_HZ, "FLOAT")
+    with pytest.raises(DataError, match=r"a\.wav: non-finite samples"):
+        load_audio(tmp_path / "a.wav", RATE_HZ)
+
+
 def test_missing_empty_and_zero_length_files_are_told_apart(tmp_path):
     with pytest.raises(DataError, match=r"none\.wav: cannot be read: No such file"):
         read_audio(tmp_path / "none.wav")
@@ -115,6 +172,8 @@ def test_missing_empty_and_zero_length_files_are_told_apart(tmp_path):
     soundfile.write(tmp_path / "zero.wav", np.zeros(0), RATE_HZ)
     with pytest.raises(DataError, match=r"zero\.wav: zero duration"):
         read_audio(tmp_path / "zero.wav")
+    with pytest.raises(DataError, match=r"zero\.wav: zero duration"):
+        audio_info(tmp_path / "zero.wav")
 
 
 def test_stereo_is_mixed_by_the_mean_and_more_channels_are_refused(tmp_path):
@@ -228,7 +287,7 @@ def test_blocks_of_every_decoder_are_the_whole_recording(tmp_path, suffix):
     if suffix == ".g722":
         _write_g722(path, wave)
     elif suffix == ".m4a":
-        _write_m4a(path, wave, RATE_HZ)
+        _write_aac(path, wave, RATE_HZ)
     else:
         coding = {"format": "OGG", "subtype": "OPUS"} if suffix == ".opus" else {}
         soundfile.write(path, wave, RATE_HZ, **coding)

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -65,6 +66,9 @@ def test_sound_alone_is_enough_where_no_text_is_needed(tmp_path):
         (_row(id="b", text=3), r"m\.jsonl:2: field 'text' got 3, expected str"),
         (_row(id="b", duration_s="1"), r"m\.jsonl:2: field 'duration_s' got '1', expected int or float"),
         (_row(id="b", duration_s=True), r"m\.jsonl:2: field 'duration_s' got True, expected int or float"),
+        (_row(id="b", duration_s=-1), r"m\.jsonl:2: duration_s -1, expected seconds, 0 or more; 0 is unknown"),
+        (_row(id="b", duration_s=math.nan), r"m\.jsonl:2: duration_s nan, expected seconds"),
+        (_row(id="b", duration_s=math.inf), r"m\.jsonl:2: duration_s inf, expected seconds"),
         (_row(id="b", split="test"), r"m\.jsonl:2: split 'test', expected 'train', 'heldout', 'reference' or ''"),
         (_row(id="b", text=" "), r"m\.jsonl:2: empty text; only clips of split 'reference' and sounds described by"),
         (_row(id="b/c"), r"m\.jsonl:2: id 'b/c' cannot name a shard member"),

@@ -1,5 +1,6 @@
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,21 @@ def test_a_kill_while_inspecting_loses_only_the_line_being_written(tmp_path):
     memory.write_bytes(memory.read_bytes()[:-30])
     assert len(_build(tmp_path, folder).utterances) == 3
     assert len(Inspector(memory)._known) == 3
+
+
+def test_what_was_wrong_is_looked_at_again(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "wavs", 4)
+    real = inspect_recording
+    # What fails here, not in the file: a package that is missing, say.
+    monkeypatch.setattr(
+        "moss.data.inspection.inspect_recording",
+        lambda path: replace(real(path), problem="needs PyAV" if path.name == "clip01.wav" else ""),
+    )
+    assert len(_build(tmp_path, folder, max_bad_frac=0.5).utterances) == 3
+    assert _reasons(tmp_path) == {"clip01": "needs PyAV"}
+    monkeypatch.undo()
+    assert len(_build(tmp_path, folder).utterances) == 4
+    assert _reasons(tmp_path) == {}
 
 
 def test_inspection_of_a_vanished_file_is_not_remembered(tmp_path):
