@@ -1,6 +1,7 @@
 """Measure how each recording sounds and what a recogniser hears in it, and keep the rows that reach your limits.
 
-Start again to go on after a stop. Results lie in <root>/quality.jsonl.
+Start again to go on after a stop. Results lie in <root>/quality.jsonl, recordings that
+cannot be measured in <root>/quality_quarantine_<measure>.jsonl.
 """
 
 import argparse
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     from moss.data.manifest import read_manifest, write_manifest
     from moss.data.quality import FILE_NAME, measure_utterances, read_quality, select_utterances
 
-    utterances = read_manifest(options.root / "utterances.jsonl")
+    utterances = read_manifest(options.root / "utterances.jsonl", needs_text=False)
     journal = options.root / FILE_NAME
     for measure in options.measures:
         done = measure_utterances(

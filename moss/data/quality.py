@@ -24,7 +24,7 @@ from moss.data.workers import map_batches
 from moss.errors import DataError
 
 FILE_NAME = "quality.jsonl"
-QUARANTINE = "quality_quarantine.jsonl"
+QUARANTINE = "quality_quarantine_{measure}.jsonl"
 
 _BATCH_SIZE = 8
 
@@ -71,7 +71,7 @@ def measure_utterances(
     max_bad_frac: float = 0.05,
     make_measure: Callable[[], Measure] | None = None,
 ) -> MeasureResult:
-    """Measure what the journal does not hold yet; recordings that fail go to `quality_quarantine.jsonl` beside it.
+    """Measure what the journal does not hold yet; recordings that fail are listed in `QUARANTINE` beside it.
 
     Args:
         utterances: Of a manifest; those without a recording are left out, and for transcripts those in a language that
@@ -84,19 +84,26 @@ def measure_utterances(
             workers.
 
     Raises:
-        DataError: An unknown measure, a package that is not installed, too many bad recordings, a full disk.
+        DataError: An unknown measure, recordings without sha256, a package that is not installed, too many bad
+            recordings, a full disk.
     """
     if measure not in MEASURES or workers < 1:
         raise DataError(f"measure {measure!r} with {workers} workers: expected {' or '.join(MEASURES)}, and at least 1")
+    unnamed = sum(bool(u.audio) and not u.sha256 for u in utterances)
+    if unnamed:
+        raise DataError(
+            f"{unnamed} of {len(utterances)} utterances have no sha256, by which measures are kept; make the manifest "
+            "with data_prep/01_manifest.py"
+        )
     wanted = {
         u.sha256: _Job(u.id, u.audio, u.sha256)
         for u in utterances
-        if u.audio and u.sha256 and (measure != TRANSCRIPT or u.language in RECOGNISED_LANGUAGES)
+        if u.audio and (measure != TRANSCRIPT or u.language in RECOGNISED_LANGUAGES)
     }
     done = {sha256 for sha256, name in read_quality(journal) if name == measure}
     jobs = [job for sha256, job in wanted.items() if sha256 not in done]
     batches = [jobs[start : start + _BATCH_SIZE] for start in range(0, len(jobs), _BATCH_SIZE)]
-    quarantine = Quarantine(journal.with_name(QUARANTINE), measure)
+    quarantine = Quarantine(journal.with_name(QUARANTINE.format(measure=measure)), measure)
     measured = 0
     work = partial(_make_work, make_measure or MEASURES[measure])
     for batch in track(map_batches(batches, work, workers, "measuring"), f"measuring {measure}", len(batches)):

@@ -1,12 +1,13 @@
 import json
 import pickle
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from moss.data.manifest import read_manifest
+from moss.data.manifest import read_manifest, write_manifest
 from moss.data.manifest_build import ManifestSettings, build_manifest
 from moss.data.quality import _make_work, measure_utterances, read_quality, select_utterances, word_error_rate
 from moss.data.quality_measures import MEASURES
@@ -62,9 +63,14 @@ def test_bad_recordings_are_put_aside_and_tried_again(tmp_path, utterances):
     make = partial(_make, partial(_seconds, []))
     result = measure_utterances(utterances, journal, "dnsmos", make_measure=make, max_bad_frac=0.5)
     assert (result.measured, result.quarantined) == (4, 1)
-    (row,) = [json.loads(line) for line in (tmp_path / "quality_quarantine.jsonl").open()]
+    (row,) = [json.loads(line) for line in (tmp_path / "quality_quarantine_dnsmos.jsonl").open()]
     assert (row["id"], row["stage"]) == ("clip01", "dnsmos")
     assert "corrupt or unknown audio" in row["reason"]
+    # Another measure's list does not take its place.
+    hear = partial(_make, lambda wave: {"text": "x"})
+    assert measure_utterances(utterances, journal, "transcript", make_measure=hear, max_bad_frac=0.5).quarantined == 1
+    (row,) = [json.loads(line) for line in (tmp_path / "quality_quarantine_dnsmos.jsonl").open()]
+    assert row["stage"] == "dnsmos"
     Path(utterances[1].audio).write_bytes(content)
     assert measure_utterances(utterances, journal, "dnsmos", make_measure=make).measured == 1
     with pytest.raises(DataError, match=r"5 of 5 recordings .* first: clip00: RuntimeError: no speech in it"):
@@ -134,15 +140,31 @@ def test_the_command_line_measures_and_selects(tmp_path, utterances, monkeypatch
     fake = {"dnsmos": partial(_make, partial(_seconds, [])), "transcript": partial(_make, lambda wave: {"text": "x"})}
     for module in (quality, quality_measures):
         monkeypatch.setattr(module, "MEASURES", fake)
+    rows = read_manifest(tmp_path / "utterances.jsonl")
+    write_manifest(tmp_path / "utterances.jsonl", [replace(rows[0], text=""), *rows[1:]])
     assert call_script("06_quality.py", "--root", tmp_path) == 0
     assert "dnsmos: measured: 5   done before: 0   put aside (bad): 0" in capsys.readouterr().out
     assert call_script("06_quality.py", "--root", tmp_path, "--measures", "dnsmos", "--min-dnsmos", "0.5") == 0
     out = capsys.readouterr().out
     assert "dnsmos: measured: 0   done before: 5" in out
     assert "kept: 5" in out
-    kept = read_manifest(tmp_path / "utterances_filtered.jsonl")
-    assert [u.audio for u in kept] == [u.audio for u in read_manifest(tmp_path / "utterances.jsonl")]
+    kept = read_manifest(tmp_path / "utterances_filtered.jsonl", needs_text=False)
+    assert [u.audio for u in kept] == [u.audio for u in rows]
     assert kept[0].extra["dnsmos_ovrl"] == 1.0
-    assert call_script("06_quality.py", "--root", tmp_path, "--measures", "--max-wer", "0.5") == 3
-    assert "word error rate above 0.5: 5" in capsys.readouterr().err
+    assert call_script("06_quality.py", "--root", tmp_path, "--measures", "--max-wer", "0.5") == 0
+    # A clip without a text has no word error rate.
+    assert "word error rate above 0.5: 4" in capsys.readouterr().out
     assert leftovers(tmp_path) == []
+
+
+def test_recordings_without_a_hash_cannot_be_measured(tmp_path, utterances):
+    unnamed = [replace(utterances[0], sha256=""), *utterances[1:]]
+    with pytest.raises(DataError, match=r"1 of 5 utterances have no sha256, by which measures are kept; make the man"):
+        measure_utterances(unnamed, tmp_path / "quality.jsonl", "dnsmos")
+    assert not (tmp_path / "quality.jsonl").exists()
+
+
+def test_word_errors_without_jiwer_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jiwer", None)
+    with pytest.raises(DataError, match=r"jiwer is not installed; run: pip install 'moss\[eval\]'"):
+        word_error_rate("a", "b")
