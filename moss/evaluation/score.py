@@ -25,7 +25,7 @@ from moss.errors import EvaluationError, MossError
 from moss.evaluation.backends.asr import available_cores
 from moss.evaluation.backends.interface import Recogniser, SpeakerEncoder, Wave16k
 from moss.evaluation.items import Item, duration_s, read_wave
-from moss.evaluation.metrics.signal import duration_error, pesq_nb_8k, pesq_nb_16k, pesq_wb, stoi
+from moss.evaluation.metrics.signal import PESQ_WHOLE_S, duration_error, pesq_nb_8k, pesq_nb_16k, pesq_wb, stoi
 from moss.evaluation.metrics.similarity import cosine
 from moss.evaluation.metrics.spectral import mel_distance, stft_distance
 from moss.evaluation.metrics.wer import num_tokens, word_errors
@@ -273,7 +273,8 @@ def signal_revision(metric: Metric) -> str:
 
     if metric in _OWN_METHODS:
         return _OWN_METHODS[metric]
-    return f"{_PACKAGES[metric]} {version(_PACKAGES[metric])}"
+    package = f"{_PACKAGES[metric]} {version(_PACKAGES[metric])}"
+    return f"{package}, above {PESQ_WHOLE_S} s in pieces" if _PACKAGES[metric] == "pesq" else package
 
 
 def _failed_extra(item: Item, metric: Metric) -> dict[str, Any]:

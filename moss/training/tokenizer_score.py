@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 SCORING_RATE_HZ = 16_000
 
+_PYSTOI_MIN_SAMPLES = 410
+"""One of its frames, 256 samples at 10 kHz; with less it fails."""
+
 
 class HeldoutScores:
     """Collects STOI and code counts over clips.
@@ -91,6 +94,8 @@ def stoi(target: Tensor, generated: Tensor, sampling_rate_hz: int) -> float | No
         raise ConfigError("scoring a tokenizer needs the package pystoi: pip install 'moss[eval]'") from error
     mono = [wave if wave.dim() == 1 else wave.mean(0) for wave in (target, generated)]
     pair = [resample(wave.cpu().numpy(), sampling_rate_hz, SCORING_RATE_HZ) for wave in mono]
+    if len(pair[0]) < _PYSTOI_MIN_SAMPLES:
+        return None
     with warnings.catch_warnings():
         # pystoi warns and returns a constant when fewer than 30 frames hold speech; that constant is not a score.
         warnings.simplefilter("error", RuntimeWarning)

@@ -50,6 +50,17 @@ def test_recogniser_is_identified_without_being_loaded():
     assert WhisperTinyEn(beam_size=5).revision != recogniser.revision
 
 
+def test_a_clip_that_the_recogniser_fails_on_is_an_error_of_that_clip():
+    class Failing:
+        def transcribe(self, wave, **settings):
+            raise RuntimeError("no memory")
+
+    recogniser = WhisperTinyEn()
+    recogniser._loaded = Failing()
+    with pytest.raises(EvaluationError, match=r"whisper-tiny\.en failed on a clip of 16000 samples: no memory"):
+        recogniser.transcribe(voice(1.0), "en")
+
+
 @pytest.mark.parametrize(
     ("beam_size", "language", "message"), [(0, "en", "at least one beam"), (1, "fr", "English only")]
 )

@@ -40,6 +40,17 @@ def test_pesq_reports_what_the_library_reports(metric):
         metric(quiet, CLIP)
 
 
+def test_long_clips_have_the_mean_of_their_pieces():
+    # 60 bursts of speech: more than the package has room for; the second third is silent.
+    burst = np.concatenate([voice(0.4), np.zeros(4800)])
+    part = np.tile(burst, 30)[: 20 * 16000]
+    quiet = np.full_like(part, 1e-9)
+    reference = np.concatenate([part, quiet, part])
+    degraded = np.concatenate([part, quiet, with_noise(part, 10)])
+    expected = (pesq_wb(part, part) + pesq_wb(part, with_noise(part, 10))) / 2
+    assert pesq_wb(reference, degraded) == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize("samples", [300, 409, 410, 3200])
 @pytest.mark.parametrize("extended", [False, True])
 def test_stoi_of_too_little_speech_is_an_error_and_no_score(samples, extended):
