@@ -224,6 +224,10 @@ class EvalConfig:
         for baseline, name in ((Baseline.OPUS, "opus_bits_per_s"), (Baseline.CODEC2, "codec2_modes")):
             if baseline in self.baselines and not getattr(self, name):
                 problems.append(f"{name}: names no setting; name one, or leave {baseline.value!r} out of baselines")
+        for name in ("baselines", "opus_bits_per_s", "codec2_modes"):
+            listed = [getattr(entry, "value", entry) for entry in getattr(self, name)]
+            twice = [entry for entry in dict.fromkeys(listed) if listed.count(entry) > 1]
+            problems += [f"{name}: {entry!r} is listed twice; list it once" for entry in twice]
         low, high = OPUS_BITS_PER_S
         problems += [
             f"opus_bits_per_s: {rate} is outside {low} to {high} bits per second"

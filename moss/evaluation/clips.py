@@ -56,7 +56,7 @@ def choose_clips(
         dataset = open_dataset(config.dataset.value, config.data_dir, config.split or None, language=language or "")
         listed, notes, where = dataset.utterances, dataset.notes, f"{dataset.name} ({config.data_dir})"
     elif config.manifest is not None:
-        listed = _of_split(read_manifest(config.manifest), split, str(config.manifest))
+        listed = _of_split(read_manifest(config.manifest, needs_text=False), split, str(config.manifest))
         where = f"{config.manifest} ({split or 'all'})"
     else:
         language = EMBEDDED_LANGUAGE if language is None else language

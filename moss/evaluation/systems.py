@@ -97,6 +97,11 @@ class System(Protocol):
         ...
 
 
+def tokenizer_revision(tokenizer: AudioTokenizer, settings: str) -> str:
+    """Its fingerprint, and a digest of the settings that change its sound and not its codes."""
+    return tokenizer.fingerprint + ("-" + _digest(settings)[:8] if settings else "")
+
+
 class TokenizerSystem:
     """An audio tokenizer, decoded with the first k codebooks for several k.
 
@@ -123,7 +128,7 @@ class TokenizerSystem:
         device: str = "cpu",
     ) -> None:
         self.family = name
-        self.revision = tokenizer.fingerprint + ("-" + _digest(settings)[:8] if settings else "")
+        self.revision = tokenizer_revision(tokenizer, settings)
         self.folder = self.revision
         self.sampling_rate_hz = tokenizer.spec.sampling_rate_hz
         self.device = device
@@ -222,13 +227,15 @@ def _tokenizer_systems(config: EvalConfig) -> list[TokenizerSystem]:
     for name, settings in named:
         device = _device(config.device)
         tokenizer = build_tokenizer(settings, device)
-        taken = {system.family for system in systems}
-        unique = name if name not in taken else f"{name} {tokenizer.fingerprint[:6]}"
         # Where weights lie is no property of the sound, and the fingerprint knows what they are.
         text = json.dumps(to_plain(dataclasses.replace(settings, weights=None)), sort_keys=True)
-        system = TokenizerSystem(unique, tokenizer, config.codebooks, settings=text, device=_device_name(device))
-        if system.revision not in {other.revision for other in systems}:
-            systems.append(system)
+        revision = tokenizer_revision(tokenizer, text)
+        if revision in {other.revision for other in systems}:
+            continue
+        taken = {system.family for system in systems}
+        candidates = (name, f"{name} {revision[:6]}", f"{name} {revision}")
+        unique = next(candidate for candidate in candidates if candidate not in taken)
+        systems.append(TokenizerSystem(unique, tokenizer, config.codebooks, settings=text, device=_device_name(device)))
     return systems
 
 
@@ -258,7 +265,13 @@ def _codecs(baseline: Baseline, config: EvalConfig) -> Sequence[Codec]:
 def _device(device: str | None) -> str:
     import torch
 
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=chosen)
+    # A build without CUDA asserts, a missing or unknown device is a RuntimeError.
+    except (RuntimeError, AssertionError) as error:
+        raise EvaluationError(f"device={chosen}: cannot be used: {str(error).splitlines()[0]}") from error
+    return chosen
 
 
 def _device_name(device: str) -> str:

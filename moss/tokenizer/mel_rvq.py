@@ -18,14 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from moss.config.tokenizer import MelRvqConfig
 from moss.errors import CheckpointError
 from moss.spec import TokenizerSpec
 from moss.tokenizer import interface
-from moss.tokenizer.mel_spectrogram import FloatArray, MelSpectrogram
+from moss.tokenizer.mel_spectrogram import FloatArray, MelSpectrogram, one_blas_thread
 
 FORMAT_VERSION = "1"
 BATCH_POLICY = "single"
@@ -111,12 +110,7 @@ class MelRvqWeights:
             raise CheckpointError(f"{path}: not a safetensors file ({error}); fetch or fit it again") from error
         facts = _facts(path, metadata)
         _check_arrays(path, arrays)
-        return cls(
-            sampling_rate_hz=int(facts["sampling_rate_hz"]),
-            hop=int(facts["hop"]),
-            exponent=float(facts["exponent"]),
-            **arrays,
-        )
+        return cls(**facts, **arrays)
 
 
 class MelRvqTokenizer:
@@ -131,7 +125,6 @@ class MelRvqTokenizer:
         self._codebooks: FloatArray = weights.codebooks.astype(np.float32)
         self._smoothing: FloatArray = weights.smoothing.astype(np.float32)
         self._half_norms: FloatArray = np.square(self._codebooks).sum(axis=2) / 2
-        self._threads = ThreadpoolController()
 
     @classmethod
     def load(cls, config: MelRvqConfig, device: str | torch.device = "cpu") -> "MelRvqTokenizer":
@@ -159,7 +152,7 @@ class MelRvqTokenizer:
         """See `AudioTokenizer.encode`; fewer codebooks are a prefix of more."""
         count = interface.check_num_codebooks(num_codebooks, self.spec)
         interface.check_waves(waves)
-        with self._threads.limit(limits=1, user_api="blas"):
+        with one_blas_thread():
             return [self._encode(wave.detach().to("cpu", torch.float32).numpy(), count) for wave in waves]
 
     @torch.no_grad()
@@ -167,7 +160,7 @@ class MelRvqTokenizer:
         """See `AudioTokenizer.decode`."""
         interface.check_codes(codes, num_samples, self.spec)
         waves = []
-        with self._threads.limit(limits=1, user_api="blas"):
+        with one_blas_thread():
             for i, item in enumerate(codes):
                 wave = self._decode(item.detach().to("cpu", torch.int64).numpy())
                 waves.append(torch.from_numpy(wave if num_samples is None else wave[: num_samples[i]]))
@@ -238,7 +231,17 @@ def _facts(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
             f"{path}: expected mel_rvq weights of version {FORMAT_VERSION}, got {version!r}; fit them again with "
             f"`{_FIT_COMMAND}`"
         )
-    return facts
+    try:
+        return {
+            "sampling_rate_hz": int(facts["sampling_rate_hz"]),
+            "hop": int(facts["hop"]),
+            "exponent": float(facts["exponent"]),
+        }
+    except (KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: its metadata {facts} lacks a sampling_rate_hz, hop or exponent that is a number; fit it again "
+            f"with `{_FIT_COMMAND}`"
+        ) from error
 
 
 def _check_arrays(path: Path, arrays: dict[str, NDArray[np.generic]]) -> None:

@@ -1,20 +1,42 @@
 """Magnitude mel frames of a waveform and the way back: mel inversion and Griffin-Lim.
 
-Plain numpy in float32. BLAS runs on one thread here, since its result may otherwise change with the number of
-threads, and with it a code. Vector j is centred on sample 160 j + 80, so that eight of them cover one frame.
+Plain numpy in float32. Vector j is centred on sample 160 j + 80, so that eight of them cover one frame.
 """
 
+import contextlib
 import functools
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 FloatArray = NDArray[np.float32]
 ComplexArray = NDArray[np.complex64]
 
 _TINY = np.float32(1e-12)
 _PHASE_SEED = 20_260_101
+
+_BLAS_LIMIT = threading.RLock()
+"""The limit is the process': of two blocks at once, the first to end would lift it for the other."""
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """BLAS on one thread: its result may change with the number of threads, and with it a code.
+
+    Threads that want it take turns.
+    """
+    with _BLAS_LIMIT, _thread_pools().limit(limits=1, user_api="blas"):
+        yield
+
+
+@functools.cache
+def _thread_pools() -> ThreadpoolController:
+    """The libraries are looked for once: that takes longer than a short clip."""
+    return ThreadpoolController()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

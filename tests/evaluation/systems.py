@@ -54,7 +54,6 @@ class HalfCodec:
         self.name = f"half-{bits_per_s}"
         self.label = f"Half {bits_per_s:g}"
         self.bits_per_s = bits_per_s
-        self.measured_bits_per_s = None
         self.revision = f"half {version}: {bits_per_s}"
         self.coded = 0
         self._refused = refused

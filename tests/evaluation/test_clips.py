@@ -34,6 +34,12 @@ def test_a_manifest_is_taken_whole(tmp_path):
     assert choice.description == f"5 clips (6 s) of {tmp_path / 'utterances.jsonl'} (heldout)"
 
 
+def test_clips_without_a_text_are_scored_too(tmp_path):
+    path = write_clips(tmp_path, 3)
+    write_manifest(path, [dataclasses.replace(row, text="") for row in read_manifest(path)])
+    assert ids(choose_clips(config(tmp_path))) == ["u0", "u1", "u2"]
+
+
 def test_split(tmp_path):
     path = write_clips(tmp_path, 4)
     rows = read_manifest(path)

@@ -101,6 +101,17 @@ def test_a_setting_that_fails_leaves_the_others(tmp_path, originals):
         assert failures == [None, "two codebooks: no; try another count", None]
 
 
+def test_a_system_that_can_code_nothing_is_said_once_more_by_clip(tmp_path, originals, caplog):
+    class Mute(GainTokenizer):
+        def encode(self, waves, num_codebooks=None):
+            raise DataError("no; try another")
+
+    reconstruct(TokenizerSystem("mute", Mute(), [1]), originals, tmp_path / "made")
+    assert "mute cannot code a second of noise: no; try another" in caplog.text
+    for original in originals:
+        assert f"mute, 1 codebook: {original.utterance.id} cannot be reconstructed: no; try another" in caplog.text
+
+
 def test_a_full_disk_is_no_failure_of_the_system(tmp_path, originals, monkeypatch):
     def full(*_):
         raise DataError("no space left on / while writing; free some space and start again: finished work is kept")

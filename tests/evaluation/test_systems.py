@@ -85,6 +85,21 @@ def test_the_group_comes_first_and_the_same_tokenizer_is_scored_once():
     assert [system.family for system in systems] == ["mel_rvq"]
 
 
+def test_names_stay_apart_where_codes_are_equal(tmp_path):
+    for folder, iterations in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mel_rvq.yaml").write_text(f"kind: mel_rvq\ngriffin_lim_iterations: {iterations}\n")
+    files = [str(tmp_path / folder / "mel_rvq.yaml") for folder in ("a", "b")]
+    systems, _ = build_systems(config(tokenizers=["mel_rvq", *files], baselines=[]))
+    revision = systems[2].revision
+    assert [system.family for system in systems] == ["mel_rvq", f"mel_rvq {revision[:6]}", f"mel_rvq {revision}"]
+
+
+def test_a_device_that_does_not_exist():
+    with pytest.raises(EvaluationError, match=r"device=gpu: cannot be used: .+"):
+        build_systems(config(device="gpu"))
+
+
 def test_yaml_file_and_what_does_not_exist(tmp_path):
     (tmp_path / "quick.yaml").write_text("kind: mel_rvq\ngriffin_lim_iterations: 1\n")
     systems, _ = build_systems(config(tokenizers=[str(tmp_path / "quick.yaml")], baselines=[]))
@@ -123,6 +138,12 @@ def test_settings_of_baselines_that_do_not_exist_are_errors_and_no_missing_basel
         for name, baseline in (("opus_bits_per_s", "opus"), ("codec2_modes", "codec2"))
     ]
     assert config().validate() == []
+    again = config(baselines=["opus", "opus"], opus_bits_per_s=[6000, 6000], codec2_modes=["1200", "700C", "1200"])
+    assert again.validate() == [
+        "baselines: 'opus' is listed twice; list it once",
+        "opus_bits_per_s: 6000 is listed twice; list it once",
+        "codec2_modes: '1200' is listed twice; list it once",
+    ]
 
 
 def test_sources_of_clips_that_contradict_each_other():

@@ -1,5 +1,6 @@
 import dataclasses
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from moss.errors import CheckpointError, DataError
 from moss.tokenizer.build import build_tokenizer
 from moss.tokenizer.interface import AudioTokenizer
 from moss.tokenizer.mel_rvq import MelRvqTokenizer, MelRvqWeights, shipped_weights, with_neighbours
+from moss.tokenizer.mel_spectrogram import one_blas_thread
 
 FRAME = 1280
 
@@ -206,6 +208,7 @@ def test_a_file_that_is_no_weights_file(tmp_path: Path) -> None:
     [
         ({"metadata": {"format": "pt"}}, "no weights of the mel_rvq tokenizer (its metadata lacks 'mel_rvq'"),
         ({"metadata": {"mel_rvq": "[1]"}}, "no weights of the mel_rvq tokenizer"),
+        ({"metadata": {"mel_rvq": '{"version": "1", "hop": 160}'}}, "lacks a sampling_rate_hz, hop or exponent"),
         ({"metadata": {"mel_rvq": '{"version": "0"}'}}, "expected mel_rvq weights of version 1, got '0'"),
         ({"drop": "mean"}, "arrays missing ['mean'], unknown []"),
         ({"add": "extra"}, "arrays missing [], unknown ['extra']"),
@@ -228,3 +231,31 @@ def test_weights_of_another_kind(tmp_path: Path, change: dict[str, object], mess
     save_file(tensors, path, metadata=change.get("metadata", metadata))
     with pytest.raises(CheckpointError, match=re.escape(message)):
         MelRvqWeights.load(path)
+
+
+def test_threads_that_want_one_blas_thread_take_turns() -> None:
+    inside, leave, waiting = threading.Event(), threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def first() -> None:
+        with one_blas_thread():
+            inside.set()
+            leave.wait(10)
+            order.append("first")
+
+    def second() -> None:
+        inside.wait(10)
+        waiting.set()
+        with one_blas_thread():
+            order.append("second")
+
+    threads = [threading.Thread(target=target) for target in (first, second)]
+    for thread in threads:
+        thread.start()
+    assert waiting.wait(10)
+    threads[1].join(0.2)
+    assert order == []
+    leave.set()
+    for thread in threads:
+        thread.join(10)
+    assert order == ["first", "second"]

@@ -13,7 +13,6 @@ from moss.config.evaluation import CODEC2_MODES
 from moss.data.audio import resample
 from moss.errors import EvaluationError
 from moss.evaluation.codecs.interface import (
-    BitCount,
     checked_samples,
     codec_package,
     from_pcm16,
@@ -53,20 +52,14 @@ class Codec2Codec:
         self.name = f"codec2-{mode.lower()}"
         self.label = f"Codec 2 {mode}"
         coder = self._package.Codec2(_PACKAGE_MODES[mode])
-        self._packet_samples, self._packet_bits = coder.samples_per_frame(), coder.bits_per_frame()
-        self.bits_per_s: float | None = self._packet_bits * _CODED_HZ / self._packet_samples
+        self._packet_samples = coder.samples_per_frame()
+        self.bits_per_s: float | None = coder.bits_per_frame() * _CODED_HZ / self._packet_samples
         self._delay = _DELAY_SAMPLES_700C if mode == "700C" else _DELAY_SAMPLES
-        self._count = BitCount()
 
     @property
     def revision(self) -> str:
         """Packages with their versions, and every setting."""
         return f"{package_version('pycodec2')}: mode {self._mode}, {_CODED_HZ} Hz mono, {package_version('soxr')} HQ"
-
-    @property
-    def measured_bits_per_s(self) -> float | None:
-        """Bits of the packets made so far over the time they code; None before the first clip."""
-        return self._count.per_s
 
     def reconstruct(self, wave: Tensor) -> Tensor:
         """See `Codec.reconstruct`; frequencies above 4 kHz are lost."""
@@ -77,7 +70,6 @@ class Codec2Codec:
         count = -(-(narrow.shape[0] + self._delay) // size)
         packets = np.pad(narrow, (0, count * size - narrow.shape[0])).reshape(count, size)
         decoded = np.concatenate([coder.decode(coder.encode(packet)) for packet in packets])
-        self._count.add(count * self._packet_bits, count * size / _CODED_HZ)
         wide = resample(from_pcm16(decoded[self._delay :]), _CODED_HZ, _RATE_HZ)
         return with_length(wide, samples.shape[0])
 

@@ -1,7 +1,6 @@
 """What every baseline codec offers, and what codecs do alike with samples."""
 
 import importlib
-import threading
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol, runtime_checkable
 
@@ -44,11 +43,6 @@ class Codec(Protocol):
         ...
 
     @property
-    def measured_bits_per_s(self) -> float | None:
-        """Bits produced so far over the time they code, without any container; None before the first clip."""
-        ...
-
-    @property
     def revision(self) -> str:
         """Packages with their versions, and every setting."""
         ...
@@ -66,26 +60,6 @@ class Codec(Protocol):
             DataError: the clip is empty, not mono, not float or not finite.
         """
         ...
-
-
-class BitCount:
-    """Adds up bits and the time they code; clips may come from several threads."""
-
-    def __init__(self) -> None:
-        """Nothing counted yet."""
-        self._lock = threading.Lock()
-        self._bits, self._coded_s = 0, 0.0
-
-    def add(self, bits: int, coded_s: float) -> None:
-        """Count one clip."""
-        with self._lock:
-            self._bits += bits
-            self._coded_s += coded_s
-
-    @property
-    def per_s(self) -> float | None:
-        """Bits per second of coded audio; None before the first clip."""
-        return self._bits / self._coded_s if self._coded_s else None
 
 
 def checked_samples(wave: Tensor) -> FloatArray:

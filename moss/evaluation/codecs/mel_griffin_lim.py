@@ -1,11 +1,11 @@
 """Mel magnitudes and Griffin-Lim with nothing quantised: the bound of every tokenizer that is built like `mel_rvq`."""
 
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from moss.errors import EvaluationError
 from moss.evaluation.codecs.interface import checked_samples, package_version, with_length
 from moss.tokenizer.mel_rvq import VECTORS_PER_FRAME, MelRvqWeights, shipped_weights
+from moss.tokenizer.mel_spectrogram import one_blas_thread
 
 DEFAULT_ITERATIONS = 32
 """As `mel_rvq`."""
@@ -24,7 +24,6 @@ class MelGriffinLim:
     name = "mel-griffin-lim"
     label = "mel + Griffin-Lim (not quantised)"
     bits_per_s: float | None = None
-    measured_bits_per_s: float | None = None
 
     def __init__(self, iterations: int = DEFAULT_ITERATIONS) -> None:
         if iterations < 1:
@@ -33,7 +32,6 @@ class MelGriffinLim:
         self.sampling_rate_hz = weights.sampling_rate_hz
         self._spectrogram = weights.spectrogram()
         self._iterations = iterations
-        self._threads = ThreadpoolController()
 
     @property
     def revision(self) -> str:
@@ -48,7 +46,7 @@ class MelGriffinLim:
         """See `Codec.reconstruct`."""
         samples, spectrogram = checked_samples(wave), self._spectrogram
         frames = -(-samples.shape[0] // (spectrogram.hop * VECTORS_PER_FRAME))
-        with self._threads.limit(limits=1, user_api="blas"):
+        with one_blas_thread():
             mel = spectrogram.analyse(samples, frames * VECTORS_PER_FRAME)
             decoded = spectrogram.griffin_lim(spectrogram.magnitudes(mel), self._iterations)
         return with_length(decoded, samples.shape[0])

@@ -1,8 +1,7 @@
 """Opus through libopus, which PyAV brings along.
 
-16 kHz mono, voice application, complexity 10. The defaults are what suits the lowest rates: packets of 60 ms, whose
-headers take a third of the bits of 20 ms ones (STOI 0.90 instead of 0.85 at 6 kbit/s), and a constant bit rate, so that
-a row's rate is exactly the one it says. A variable rate spends 8 to 15 % less and scores the same per nominal rate.
+16 kHz mono, voice application, complexity 10. The rest is what suits the lowest rates: packets of 60 ms, whose headers
+take a third of the bits of 20 ms ones, and a constant bit rate, so that a row's rate is exactly the one it says.
 Below about 9 kbit/s libopus codes 4 kHz of bandwidth only, which narrow-band scores do not notice.
 libopus is under the BSD licence.
 """
@@ -18,7 +17,6 @@ from moss.config.evaluation import OPUS_BITS_PER_S
 from moss.data.audio import FloatArray, resample
 from moss.errors import EvaluationError
 from moss.evaluation.codecs.interface import (
-    BitCount,
     checked_samples,
     codec_package,
     from_pcm16,
@@ -27,9 +25,9 @@ from moss.evaluation.codecs.interface import (
     with_length,
 )
 
-PACKET_MS = (20, 40, 60)
-
 _RATE_HZ, _DECODED_HZ = 16_000, 48_000
+_PACKET_MS = 60
+_PACKET_SAMPLES = _RATE_HZ * _PACKET_MS // 1000
 _COMPLEXITY = 10
 
 
@@ -38,33 +36,27 @@ class OpusCodec:
 
     Args:
         bits_per_s: Nominal rate, 6000 to 256000.
-        packet_ms: Length of a packet: 20, 40 or 60.
-        variable_rate: Let the rate follow the sound around the nominal one.
 
     Raises:
-        EvaluationError: PyAV is missing, or a setting that libopus does not take.
+        EvaluationError: PyAV is missing, or a rate that libopus does not take.
     """
 
     sampling_rate_hz = _RATE_HZ
 
-    def __init__(self, bits_per_s: int, *, packet_ms: int = 60, variable_rate: bool = False) -> None:
+    def __init__(self, bits_per_s: int) -> None:
         low, high = OPUS_BITS_PER_S
         if not low <= bits_per_s <= high:
             raise EvaluationError(f"Opus: {bits_per_s} bit/s is outside {low} to {high}; choose a rate within")
-        if packet_ms not in PACKET_MS:
-            raise EvaluationError(f"Opus: packets of {packet_ms} ms, expected one of {list(PACKET_MS)}")
         self._av = _pyav()
         self.bits_per_s: float | None = float(bits_per_s)
         self.name = f"opus-{bits_per_s}"
         self.label = f"Opus {bits_per_s / 1000:g} kbit/s"
-        self._packet_samples = _RATE_HZ * packet_ms // 1000
         self._options = {
             "application": "voip",
-            "frame_duration": str(packet_ms),
-            "vbr": "on" if variable_rate else "off",
+            "frame_duration": str(_PACKET_MS),
+            "vbr": "off",
             "compression_level": str(_COMPLEXITY),
         }
-        self._count = BitCount()
 
     @property
     def revision(self) -> str:
@@ -73,11 +65,6 @@ class OpusCodec:
         settings = ", ".join(f"{name} {value}" for name, value in self._options.items())
         rate = f"{self.bits_per_s:.0f} bit/s, {_RATE_HZ} Hz mono"
         return f"libopus of {package_version('av')} (libavcodec {ffmpeg}): {rate}, {settings}"
-
-    @property
-    def measured_bits_per_s(self) -> float | None:
-        """Bits produced so far over the time they code, without any container; None before the first clip."""
-        return self._count.per_s
 
     def reconstruct(self, wave: Tensor) -> Tensor:
         """See `Codec.reconstruct`.
@@ -94,8 +81,6 @@ class OpusCodec:
 
     def _coded(self, samples: FloatArray) -> Tensor:
         packets, header = self._encode(samples)
-        bits = 8 * sum(len(packet) for packet in packets)
-        self._count.add(bits, len(packets) * self._packet_samples / _RATE_HZ)
         decoded = resample(self._decode(packets, header), _DECODED_HZ, _RATE_HZ)
         return with_length(decoded, samples.shape[0])
 
@@ -106,7 +91,7 @@ class OpusCodec:
         encoder.bit_rate, encoder.time_base = int(self.bits_per_s or 0), Fraction(1, _RATE_HZ)
         encoder.options = self._options
         encoder.open()
-        size = self._packet_samples
+        size = _PACKET_SAMPLES
         # One packet more than the clip has: what is delayed must come out, too.
         count = -(-samples.shape[0] // size) + 1
         pcm = np.pad(to_pcm16(samples), (0, count * size - samples.shape[0])).reshape(count, 1, size)

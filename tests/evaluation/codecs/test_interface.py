@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from moss.evaluation.codecs.interface import (
-    BitCount,
     checked_samples,
     from_pcm16,
     package_version,
@@ -24,14 +23,6 @@ def test_length_is_cut_or_filled():
     wave = np.arange(4, dtype=np.float32)
     assert with_length(wave, 2).tolist() == [0, 1]
     assert with_length(wave, 6).tolist() == [0, 1, 2, 3, 0, 0]
-
-
-def test_bits_per_second_of_all_clips():
-    count = BitCount()
-    assert count.per_s is None
-    count.add(100, 1.0)
-    count.add(500, 2.0)
-    assert count.per_s == 200
 
 
 def test_samples_are_float32_on_the_cpu():
