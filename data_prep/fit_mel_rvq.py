@@ -11,7 +11,7 @@ from moss.data.audio import load_audio
 from moss.data.files import atomic_write
 from moss.data.manifest import Utterance, read_manifest
 from moss.data.progress import track
-from moss.data.split import is_heldout
+from moss.data.split import TRAIN, split_of
 from moss.tokenizer.mel_rvq_fit import SAMPLING_RATE_HZ, FitSettings, fit
 from moss.tokenizer.mel_spectrogram import FloatArray
 
@@ -30,7 +30,10 @@ def main(arguments: Sequence[str]) -> None:
     manifest, output = options.pop("manifest"), options.pop("output")
     settings = FitSettings(**options)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    utterances = sorted((u for u in read_manifest(manifest) if not is_heldout(u.text)), key=lambda u: u.id)
+    utterances = sorted(
+        (u for u in read_manifest(manifest, needs_text=False) if (u.split or split_of(u.text)) == TRAIN),
+        key=lambda u: u.id,
+    )
     weights = fit(_waves(utterances), settings)
     notes = {"fitted_on": f"{len(utterances)} clips, {manifest.name}", "settings": str(settings)}
     with atomic_write(output) as temporary:

@@ -1,6 +1,6 @@
 """The Cat audio tokenizer: the trainable network, and the tokenizer that users of its codes see.
 
-Only this module knows the public axis order (codebooks, batch, frames); all others use (batch, frames, codebooks).
+Codes are (batch, frames, codebooks), where the published code has (codebooks, batch, frames).
 Source: MOSS-Audio-Tokenizer modeling_moss_audio_tokenizer.py @56df9ee. Deviations: a partial last frame counts
 (the published code floors), decoded audio is trimmed to the true length, codes are checked, the pad code is silent.
 """
@@ -30,16 +30,6 @@ log = logging.getLogger(__name__)
 PASS_S = 60.0
 """Audio of one forward pass at most, all items of a bucket and their padding together. Longer items go through in
 pieces that continue each other, which gives the same codes, in memory that does not grow with their length."""
-
-
-def codes_from_public(codes_KBT: Tensor) -> Tensor:
-    """Published order (codebooks, batch, frames) to (batch, frames, codebooks)."""
-    return codes_KBT.permute(1, 2, 0)
-
-
-def codes_to_public(codes_BTK: Tensor) -> Tensor:
-    """(batch, frames, codebooks) to the published order (codebooks, batch, frames)."""
-    return codes_BTK.permute(2, 0, 1)
 
 
 class CatModel(nn.Module):

@@ -29,7 +29,6 @@ from moss.config.load_tokenizer import (
     INDEX_FILE,
     PUBLISHED_CONFIG,
     WEIGHTS_FILE,
-    config_of_folder,
     load_tokenizer_config,
 )
 from moss.config.published_tokenizer import Generation, generation_of, published_config, unfit_for
@@ -77,6 +76,7 @@ def write_published(
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     copied: Sequence[Path] = (),
     advance: Advance | None = None,
+    source: str = "the weights",
 ) -> Generation:
     """Write a published checkpoint folder; it appears when it is whole.
 
@@ -91,6 +91,7 @@ def write_published(
         max_shard_bytes: Largest size of a weight file; a single tensor may exceed it.
         copied: Files that are put beside the weights, unread.
         advance: Told the bytes written, for a progress bar.
+        source: What an error calls the weights.
 
     Returns:
         The generation that was written.
@@ -103,7 +104,7 @@ def write_published(
     problems = unfit_for(config, chosen)
     if problems:
         raise CheckpointError("\n  ".join([f"{folder}: the network has no form in generation {chosen}:", *problems]))
-    entries = _plan(config, state, chosen, dtype, str(folder))
+    entries = _plan(config, state, chosen, dtype, source)
     transformer = next((e.dtype for e in entries if not e.name.startswith("quantizer.")), torch.float32)
     values = published_config(config, chosen, str(transformer).removeprefix("torch."))
     with _new_folder(folder, sum(entry.num_bytes for entry in entries)) as temporary:
@@ -112,32 +113,6 @@ def write_published(
         for path in copied:
             shutil.copyfile(path, temporary / path.name)
     return chosen
-
-
-def convert_folder(
-    source: Path,
-    target: Path,
-    generation: Generation | None = None,
-    *,
-    dtype: torch.dtype | None = None,
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-    advance: Advance | None = None,
-) -> Generation:
-    """Write a published folder from a checkpoint folder of ours, or from a published one. See `convert_weights`.
-
-    Raises:
-        CheckpointError: As `convert_weights`; or the source is no tokenizer's checkpoint.
-        ConfigError: The source's settings are wrong.
-    """
-    return convert_weights(
-        config_of_folder(source),
-        source,
-        target,
-        generation,
-        dtype=dtype,
-        max_shard_bytes=max_shard_bytes,
-        advance=advance,
-    )
 
 
 def named_source(name: str, tokenizer: str | None = None) -> tuple[CatConfig, Path]:
@@ -201,6 +176,7 @@ def convert_weights(
         max_shard_bytes=max_shard_bytes,
         copied=others,
         advance=advance,
+        source=str(source),
     )
 
 
@@ -281,6 +257,8 @@ def _new_folder(target: Path, num_bytes: int) -> Iterator[Path]:
     """A folder that gets the name `target` when the block ends well, and vanishes when it does not."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target}: exists already and is never overwritten; delete it or choose another name")
+    if target.resolve() == Path.cwd():
+        raise CheckpointError(f"{target}: is the current folder; name a new one, which is made whole or not at all")
     temporary = target.with_name(f".unfinished-{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

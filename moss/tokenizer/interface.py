@@ -65,7 +65,7 @@ class AudioTokenizer(Protocol):
 
 
 class StreamingTokenizer(AudioTokenizer, Protocol):
-    """A tokenizer whose streams give exactly what the whole waveform or all codes at once would give.
+    """A tokenizer whose streams give, up to rounding, what the whole waveform or all codes at once would give.
 
     Weights are only read: any number of streams, in any number of threads, share one tokenizer.
     """
@@ -81,7 +81,7 @@ class StreamingTokenizer(AudioTokenizer, Protocol):
         ...
 
 
-def can_stream(tokenizer: AudioTokenizer) -> TypeGuard[StreamingTokenizer]:
+def can_stream(tokenizer: AudioTokenizer | None) -> TypeGuard[StreamingTokenizer]:
     """Whether a tokenizer has exact streams.
 
     Its class is asked: `isinstance` with a protocol may evaluate every property, and a fingerprint reads all weights.

@@ -34,7 +34,6 @@ class MultiScaleMelLoss(nn.Module):
         bins: tuple[int, ...] = MEL_BINS,
         *,
         floor: float = 1e-5,
-        normalised_stft: bool = True,
     ) -> None:
         """Precompute windows and filters.
 
@@ -43,7 +42,6 @@ class MultiScaleMelLoss(nn.Module):
             windows: Window lengths in samples.
             bins: Mel bins of each window.
             floor: Magnitudes below it count as silence.
-            normalised_stft: Divide spectra by the square root of the window length, as the report says.
         """
         super().__init__()
         assert len(windows) == len(bins)
@@ -51,8 +49,8 @@ class MultiScaleMelLoss(nn.Module):
         self.floor = floor
         self._blocks: dict[int, list[_FilterBlock]] = {}
         for window, count in zip(windows, bins, strict=True):
-            gain = window**-0.5 if normalised_stft else 1.0
-            self.register_buffer(f"taper_{window}", torch.hann_window(window) * gain, persistent=False)
+            # Spectra are divided by the square root of the window length, as the report says.
+            self.register_buffer(f"taper_{window}", torch.hann_window(window) * window**-0.5, persistent=False)
             filters = slaney_mel_filters(sampling_rate_hz, window, count)
             self.register_buffer(f"filters_{window}", filters.T.contiguous(), persistent=False)
             self._blocks[window] = _filter_blocks(filters)

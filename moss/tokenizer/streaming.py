@@ -1,7 +1,7 @@
 """Streams of audio through a Cat tokenizer: push what there is, get what is complete.
 
-A stream gives exactly the codes, and up to rounding the samples, that one call over everything would give. All that it
-remembers is in the stream object and can be saved; a push that raises leaves it as it was.
+A stream gives the codes, up to ties in the last bit, and the samples, up to rounding, of one call over everything. All
+that it remembers is in the stream object and can be saved; a push that raises leaves it as it was.
 """
 
 from typing import TYPE_CHECKING

@@ -103,7 +103,10 @@ class StageState:
                 # Layers then move at different steps: neither the time nor the memory of one step stands out.
                 spare = spare * (layer % MOVES_APART + 1) // MOVES_APART
             batch, heads, _, size = keys.shape
-            room = _Room(keys.new_empty(2, batch, heads, cached + new + spare, size), cached, self.keys[layer])
+            # Later steps write to it, which those outside inference mode could not if it were made inside.
+            with torch.inference_mode(False):
+                memory = keys.new_empty(2, batch, heads, cached + new + spare, size)
+            room = _Room(memory, cached, self.keys[layer])
             room.memory[0, :, :, :cached] = self.keys[layer]
             room.memory[1, :, :, :cached] = self.values[layer]
             self.rooms[layer] = room

@@ -27,7 +27,7 @@ from moss.training.tokenizer_recordings import REMEDY, BrokenClips, Recordings
 from moss.training.tokenizer_texts import TranscriptReader, Transcripts
 
 _SEGMENTS, _GAIN = 1, 6
-"""Stream numbers of the draws of segments and of their gains; `lit_tokenizer` has those between."""
+"""Stream numbers of the draws of segments and of their gains; other modules of the training have those between."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,7 @@ def train_tokenizer(config: TrainConfig) -> Path:
             f"tokenizer_training.mid_side_weight={config.tokenizer_training.mid_side_weight}: a mono tokenizer has no "
             "middle and sides; leave it at 0"
         )
+    _warn_of_what_never_begins(config)
     folder, mine = run_folder(config), processes()
     spec = config.tokenizer.spec()
     data = SegmentData(config.tokenizer_training, spec, config.seed, config.schedule.max_validation_examples, mine)
@@ -73,6 +74,25 @@ def train_tokenizer(config: TrainConfig) -> Path:
     if mine.is_first:
         _score(config, config.tokenizer, folder, data.heldout_clips, data.recordings)
     return folder
+
+
+def _warn_of_what_never_begins(config: TrainConfig) -> None:
+    settings, end = config.tokenizer_training, config.schedule.max_steps
+    if settings.bypass_steps >= end:
+        logger.warning(
+            "tokenizer_training.bypass_steps=%d: training ends at step %d, before any codebook learns; lower it or "
+            "raise schedule.max_steps",
+            settings.bypass_steps,
+            end,
+        )
+    first = settings.discriminator.from_step
+    if first is not None and first >= end:
+        logger.warning(
+            "tokenizer_training.discriminator.from_step=%d: training ends at step %d, before the second stage; lower "
+            "it, or set it to null",
+            first,
+            end,
+        )
 
 
 def _train(config: TrainConfig, tokenizer: CatConfig, folder: Path, data: SegmentData) -> None:
@@ -99,7 +119,9 @@ def _train(config: TrainConfig, tokenizer: CatConfig, folder: Path, data: Segmen
     except CheckpointError:
         saved = [path.name for path in complete_checkpoints(folder / "checkpoints")]
         # A last checkpoint that could not be written is an error, whatever ended training.
-        if not limit.reached or saved[-1:] != [step_folder(folder / "checkpoints", module.cursor).name]:
+        # The first process writes; the others may look before its last one has its name.
+        is_missing = processes().is_first and saved[-1:] != [step_folder(folder / "checkpoints", module.cursor).name]
+        if not limit.reached or is_missing:
             raise
         logger.info("%s: the wall-time limit ended training; the same command goes on from here", folder)
     broken = data.sampler.broken

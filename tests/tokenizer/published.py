@@ -36,6 +36,11 @@ def small_state(config: CatConfig, seed: int = 0) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in CatModel(config).state_dict().items()}
 
 
+def codes_from_public(codes_KBT: Tensor) -> Tensor:
+    """Published order (codebooks, batch, frames) to (batch, frames, codebooks)."""
+    return codes_KBT.permute(1, 2, 0)
+
+
 def write_folder(
     folder: Path, generation: Generation = Generation.v1, changes: Mapping[str, Any] | None = None
 ) -> tuple[CatConfig, dict[str, Tensor]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from moss.config.tokenizer import BatchPolicy, ComputeDtype, Part
 from moss.errors import CheckpointError, ConfigError, DataError
 from moss.tokenizer import cat
-from moss.tokenizer.cat import CatModel, CatTokenizer, codes_from_public, codes_to_public
+from moss.tokenizer.cat import CatModel, CatTokenizer
 from moss.tokenizer.hf_map import write_weights
 from moss.tokenizer.interface import AudioTokenizer, can_stream
 from moss.tokenizer.losses import MultiScaleMelLoss
@@ -84,12 +84,6 @@ def test_long_items_run_in_pieces_that_continue_each_other(
     assert made.shape == wave.shape
     assert (made - whole).abs().max() <= 5e-5
     assert longest == [12, 12, 12, 9] * 2
-
-
-def test_axis_order_round_trip() -> None:
-    codes = torch.arange(24).view(2, 3, 4)
-    assert codes_from_public(codes).shape == (3, 4, 2)
-    assert torch.equal(codes_to_public(codes_from_public(codes)), codes)
 
 
 CODES = torch.zeros(3, 4, dtype=torch.long)

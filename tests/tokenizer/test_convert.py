@@ -14,7 +14,7 @@ from moss.config.schema import to_plain
 from moss.errors import CheckpointError
 from moss.tokenizer.build import build_tokenizer
 from moss.tokenizer.cat import CatModel
-from moss.tokenizer.convert import convert_folder, main, write_published
+from moss.tokenizer.convert import convert_weights, main, write_published
 from moss.tokenizer.hf_map import key_48khz, read_weights, write_weights
 from tests.full_disk import files_up_to
 from tests.tokenizer.conftest import small_model, small_settings
@@ -40,6 +40,11 @@ def assert_same_codes(first: Path, second: Path) -> None:
 
 def fingerprint(folder: Path) -> str:
     return build_tokenizer(config_of_folder(folder)).fingerprint
+
+
+def convert_folder(source: Path, target: Path, generation: Generation | None = None) -> Generation:
+    """A checkpoint folder, ours or published, in its published form."""
+    return convert_weights(config_of_folder(source), source, target, generation)
 
 
 def our_checkpoint(folder: Path) -> Path:
@@ -216,7 +221,16 @@ def test_a_weight_file_with_the_settings_that_are_named(tmp_path: Path, capsys: 
     plain = build_tokenizer(load_tokenizer_config(str(settings), weights))
     assert fingerprint(tmp_path / "out") == plain.fingerprint
     assert main(["--from", str(weights), "--to", str(tmp_path / "other"), "--tokenizer", "cat_xs"]) == 4
-    assert "not the weights of this tokenizer" in capsys.readouterr().err
+    assert f"{weights}: not the weights of this tokenizer" in capsys.readouterr().err
+
+
+def test_the_current_folder_cannot_be_made_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = our_checkpoint(tmp_path / "step-1")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(CheckpointError, match=r"\.: is the current folder; name a new one"):
+        convert_folder(source, Path("."))
+    assert list(tmp_path.glob("here/*")) == []
 
 
 def test_a_slash_makes_a_folder_of_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,21 @@ def test_the_command_line_fits_on_what_is_not_held_out(tmp_path: Path, capsys: p
     assert tokenizer.encode([voice(3000)])[0].shape == (3, 2)
 
 
+def test_the_command_line_fits_on_the_manifests_own_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_folder(tmp_path / "recordings", 6)
+    clips = sorted(folder.glob("*.wav"))
+    splits = ["train", "heldout", "train", "reference", "heldout", "train"]
+    rows = [
+        Utterance(id=audio.stem, audio=str(audio), text="the same", language="en", split=split)
+        for audio, split in zip(clips, splits, strict=True)
+    ]
+    write_manifest(tmp_path / "utterances.jsonl", rows)
+    small = ("--num-codebooks", "1", "--codebook-size", "4", "--width", "8", "--iterations", "1")
+    files = ("--manifest", tmp_path / "utterances.jsonl", "--output", tmp_path / "w.safetensors")
+    assert call_script("fit_mel_rvq.py", *files, *small) == 0
+    assert "1 codebooks fitted on 3 clips" in capsys.readouterr().out
+
+
 def test_the_command_line_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--manifest", tmp_path / "none.jsonl", "--output", tmp_path / "w.safetensors")
     assert call_script("fit_mel_rvq.py", *arguments) == DataError.exit_code

@@ -365,3 +365,18 @@ def test_threads_share_a_tokenizer(tokenizer: CatTokenizer) -> None:
     for i, (codes, wave) in enumerate(together):
         assert torch.equal(codes, alone[i % 4][0])
         assert torch.equal(wave, alone[i % 4][1])
+
+
+def test_a_stream_goes_on_outside_the_inference_mode_it_began_in() -> None:
+    tokenizer = TOKENIZERS["mono"]
+    wave = sound(tokenizer, 6 * FRAME)
+    encoder, decoder = tokenizer.encoder_stream(), tokenizer.decoder_stream()
+    codes, made = [], []
+    for start in range(0, len(wave), FRAME):
+        # The second push makes room for the third.
+        with torch.inference_mode(start < 2 * FRAME):
+            codes.append(encoder.push(wave[start : start + FRAME]))
+            made.append(decoder.push(codes[-1]))
+    assert torch.equal(torch.cat([*codes, encoder.finish()]), tokenizer.encode([wave])[0])
+    whole = tokenizer.decode(tokenizer.encode([wave]))[0]
+    assert (torch.cat(made, -1) - whole).abs().max() <= WAVE_TOLERANCE

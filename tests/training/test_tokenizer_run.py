@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import logging
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,11 +66,15 @@ def test_every_stage_has_run(whole: tuple[Path, Path, str]) -> None:
     assert "val/used_frac/codebook_03" in steps
 
 
-def test_the_wall_time_limit_stops_saves_and_scores(whole: tuple[Path, Path, str], tmp_path: Path) -> None:
+def test_the_wall_time_limit_stops_saves_and_scores(
+    whole: tuple[Path, Path, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     config = tiny_run(whole[0], tmp_path, max_wall_s=1e-3)
     folder = train(config)
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000001"]
     assert json.loads((folder / "heldout.json").read_text())["checkpoint"] == "step-00000001"
+    assert "the wall-time limit ended training; the same command goes on from here" in caplog.text
 
 
 def test_a_last_checkpoint_that_could_not_be_written_is_an_error_at_the_wall_time_limit_too(
@@ -222,3 +228,24 @@ def test_mixed_precision_reaches_every_loss(whole: tuple[Path, Path, str], tmp_p
     assert all(math.isfinite(last[f"train/{name}"]) for name in names)
     weights = load_file(folder / "checkpoints" / "step-00000003" / "model.safetensors")
     assert {value.dtype for value in weights.values()} == {torch.float32}
+
+
+def test_stages_that_would_never_begin_are_said(
+    whole: tuple[Path, Path, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    discriminator = ADVERSARIAL["discriminator"] | {"from_step": 12}
+    config = tiny_run(whole[0], tmp_path, discriminator=discriminator, bypass_steps=12, max_wall_s=1e-3)
+    train(config)
+    assert "bypass_steps=12: training ends at step 12, before any codebook learns; lower it or raise" in caplog.text
+    assert "discriminator.from_step=12: training ends at step 12, before the second stage; lower it" in caplog.text
+
+
+def test_ten_milliseconds_have_no_stoi() -> None:
+    wave = torch.sin(torch.arange(160.0))
+    assert stoi(wave, wave, 16_000) is None
+
+
+def test_scoring_without_pystoi_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pystoi", None)
+    with pytest.raises(ConfigError, match=r"needs the package pystoi: pip install 'moss\[eval\]'"):
+        stoi(torch.zeros(16_000), torch.zeros(16_000), 16_000)

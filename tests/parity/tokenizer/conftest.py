@@ -6,9 +6,10 @@ import pytest
 from torch import Tensor
 
 from moss.config.published_tokenizer import config_from_published
-from moss.tokenizer.cat import CatModel, CatTokenizer, codes_from_public
+from moss.tokenizer.cat import CatModel, CatTokenizer
 from moss.tokenizer.hf_map import load_state
 from tests.parity.fixture_files import load_fixture
+from tests.tokenizer.published import codes_from_public
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,12 @@ from moss.config.load_tokenizer import config_of_folder, load_tokenizer_config
 from moss.config.published_tokenizer import Generation, config_from_published
 from moss.config.tokenizer import PatchStage, TransformerStage
 from moss.tokenizer.build import build_tokenizer
-from moss.tokenizer.cat import CatModel, CatTokenizer, codes_from_public, codes_to_public
+from moss.tokenizer.cat import CatModel, CatTokenizer
 from moss.tokenizer.convert import write_published
 from moss.tokenizer.hf_map import canonical_key, key_48khz, load_state, read_weights
 from moss.tokenizer.stream_state import new_stream
 from moss.tokenizer.transformer import StageState, Transformer, patchify, rotary_angles, rotate, unpatchify
+from tests.tokenizer.published import codes_from_public
 
 HIDDEN_TOLERANCE = 2e-5
 WAVE_TOLERANCE = 5e-5
@@ -264,7 +265,6 @@ def test_the_public_axis_order_is_codebooks_batch_frames(fixture: dict[str, Any]
     items = len(fixture["batch"]["wav_lengths"])
     books = fixture["config"]["quantizer_kwargs"]["num_quantizers"]
     assert codes_BTK.shape == (items, fixture["batch"]["codes"].shape[2], books)
-    assert torch.equal(codes_to_public(codes_BTK), fixture["batch"]["codes"])
 
 
 # 10. Causality, blocks, folding
