@@ -101,8 +101,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--hours", type=float, default=1.0, help="with --long (default: %(default)s)")
     add("--output", type=Path, help="write the tables here too")
     options = parser.parse_args(arguments)
-    if options.hours <= 0 or options.repeats < 1 or options.threads < 1:
-        raise ConfigError("--hours, --repeats and --threads: expected more than 0")
+    counts = (options.repeats, options.threads, options.width_divisor, options.depth_divisor)
+    if options.hours <= 0 or min(counts) < 1:
+        raise ConfigError("--hours, --repeats, --threads, --width-divisor and --depth-divisor: expected more than 0")
     return options
 
 
