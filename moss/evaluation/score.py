@@ -25,7 +25,15 @@ from moss.errors import EvaluationError, MossError
 from moss.evaluation.backends.asr import available_cores
 from moss.evaluation.backends.interface import Recogniser, SpeakerEncoder, Wave16k
 from moss.evaluation.items import Item, duration_s, read_wave
-from moss.evaluation.metrics.signal import PESQ_WHOLE_S, duration_error, pesq_nb_8k, pesq_nb_16k, pesq_wb, stoi
+from moss.evaluation.metrics.signal import (
+    PESQ_WHOLE_S,
+    STOI_WHOLE_S,
+    duration_error,
+    pesq_nb_8k,
+    pesq_nb_16k,
+    pesq_wb,
+    stoi,
+)
 from moss.evaluation.metrics.similarity import cosine
 from moss.evaluation.metrics.spectral import mel_distance, stft_distance
 from moss.evaluation.metrics.wer import num_tokens, word_errors
@@ -53,6 +61,7 @@ _PACKAGES = {
     Metric.MEL_DISTANCE: "librosa",
     Metric.STFT_DISTANCE: "numpy",
 }
+_WHOLE_S = {"pesq": PESQ_WHOLE_S, "pystoi": STOI_WHOLE_S}
 _OWN_METHODS = {Metric.DURATION_ERROR: "clip length", Metric.RTF: "wall clock"}
 
 
@@ -273,8 +282,9 @@ def signal_revision(metric: Metric) -> str:
 
     if metric in _OWN_METHODS:
         return _OWN_METHODS[metric]
-    package = f"{_PACKAGES[metric]} {version(_PACKAGES[metric])}"
-    return f"{package}, above {PESQ_WHOLE_S} s in pieces" if _PACKAGES[metric] == "pesq" else package
+    package = _PACKAGES[metric]
+    pieces = f", above {_WHOLE_S[package]} s in pieces" if package in _WHOLE_S else ""
+    return f"{package} {version(package)}{pieces}"
 
 
 def _failed_extra(item: Item, metric: Metric) -> dict[str, Any]:

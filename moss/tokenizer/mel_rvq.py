@@ -186,7 +186,7 @@ class MelRvqTokenizer:
         frames = self._smoothed(sums, present.sum(axis=1)) @ self._weights.basis.T + self._weights.mean
         compressed = np.maximum(frames.reshape(codes.shape[0] * VECTORS_PER_FRAME, -1), np.float32(0))
         mel = np.power(compressed, np.float32(1 / self._weights.exponent))
-        return self._spectrogram.griffin_lim(self._spectrogram.magnitudes(mel), self._iterations)
+        return self._spectrogram.synthesise(mel, self._iterations)
 
     def _smoothed(self, sums: FloatArray, num_codes: NDArray[np.int64]) -> FloatArray:
         """Estimate frames (T, D) from the sums of their entries (T, D); a frame without codes stays the mean frame."""

@@ -16,6 +16,11 @@ from threadpoolctl import ThreadpoolController
 FloatArray = NDArray[np.float32]
 ComplexArray = NDArray[np.complex64]
 
+BLOCK_VECTORS = 12_000
+"""Longer clips are worked on in blocks of as many vectors (two minutes), so that an hour does not take the memory."""
+FADE_VECTORS = 8
+"""Over which blocks of a synthesised clip fade into one another."""
+
 _TINY = np.float32(1e-12)
 _PHASE_SEED = 20_260_101
 
@@ -57,7 +62,31 @@ class MelSpectrogram:
         """Mel magnitudes (vectors, bands) of a waveform (N,), which is padded with silence to vectors * hop samples."""
         margin = (self.fft_length - self.hop) // 2
         padded = np.pad(wave.astype(np.float32, copy=False), (margin, margin + vectors * self.hop - wave.shape[0]))
-        return np.abs(self._spectrum(padded)) @ self.filterbank.T
+        mel = np.empty((vectors, self.filterbank.shape[0]), dtype=np.float32)
+        for start in range(0, vectors, BLOCK_VECTORS):
+            stop = min(start + BLOCK_VECTORS, vectors)
+            seen = padded[start * self.hop : (stop - 1) * self.hop + self.fft_length]
+            mel[start:stop] = np.abs(self._spectrum(seen)) @ self.filterbank.T
+        return mel
+
+    def synthesise(self, mel: FloatArray, iterations: int) -> FloatArray:
+        """Waveform (vectors * hop,) of mel magnitudes (vectors, bands): inversion of the filters, then Griffin-Lim.
+
+        More than `BLOCK_VECTORS` are made in blocks, whose phases do not agree, faded into one another.
+        """
+        vectors, fade = mel.shape[0], FADE_VECTORS * self.hop
+        rise: FloatArray = ((np.arange(fade) + 0.5) / fade).astype(np.float32)
+        wave = np.zeros(vectors * self.hop, dtype=np.float32)
+        start = stop = 0
+        while stop < vectors:
+            stop = min(start + BLOCK_VECTORS, vectors)
+            block = self.griffin_lim(self.magnitudes(mel[start:stop]), iterations)
+            if start:
+                block[:fade] *= rise
+                wave[start * self.hop :][:fade] *= 1 - rise
+            wave[start * self.hop : stop * self.hop] += block
+            start = stop - FADE_VECTORS
+        return wave
 
     def magnitudes(self, mel: FloatArray, iterations: int = 20) -> FloatArray:
         """Non-negative spectrum (vectors, bins) whose mel magnitudes are close to `mel` (vectors, bands).

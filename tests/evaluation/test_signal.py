@@ -51,6 +51,19 @@ def test_long_clips_have_the_mean_of_their_pieces():
     assert pesq_wb(reference, degraded) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("extended", [False, True])
+def test_stoi_of_long_clips_is_the_mean_of_their_pieces(extended, monkeypatch):
+    monkeypatch.setattr("moss.evaluation.metrics.signal.STOI_WHOLE_S", 3)
+    monkeypatch.setattr("moss.evaluation.metrics.signal.STOI_PIECE_S", 2)
+    clip = voice(2.0)
+    faint, noisy, click = clip * 1e-3, with_noise(clip, 0), np.zeros_like(clip)
+    click[100:200] = 1.0
+    reference = np.concatenate([clip, faint, click, clip])
+    degraded = np.concatenate([clip, with_noise(faint, -20), click, noisy])
+    expected = (1 + stoi(clip, noisy, extended=extended)) / 2
+    assert stoi(reference, degraded, extended=extended) == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize("samples", [300, 409, 410, 3200])
 @pytest.mark.parametrize("extended", [False, True])
 def test_stoi_of_too_little_speech_is_an_error_and_no_score(samples, extended):

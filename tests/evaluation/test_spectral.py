@@ -35,6 +35,15 @@ def test_identical_clips_have_no_distance(distance):
     assert distance(CLIP, CLIP) == 0.0
 
 
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_blocks_are_the_whole(distance, monkeypatch):
+    degraded = with_noise(CLIP, 10)
+    whole = distance(CLIP, degraded)
+    # 47 and 188 positions.
+    monkeypatch.setattr("moss.evaluation.metrics.spectral._BLOCK_POSITIONS", 40)
+    assert distance(CLIP, degraded) == pytest.approx(whole, rel=1e-12)
+
+
 @pytest.mark.parametrize(("distance", "mel"), [(mel_distance, True), (stft_distance, False)])
 @pytest.mark.parametrize("snr_db", [30, 5])
 def test_definition(distance, mel, snr_db):

@@ -1,6 +1,7 @@
 import dataclasses
 import re
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,37 @@ def test_shipped_weights_offer_the_interface_at_the_documented_rates(shipped: Me
     assert (shipped.spec.sampling_rate_hz, shipped.spec.samples_per_frame) == (16_000, FRAME)
     assert (shipped.spec.num_codebooks, shipped.spec.codebook_size) == (16, 1024)
     assert isinstance(build_tokenizer(MelRvqConfig()), MelRvqTokenizer)
+
+
+def test_long_clips_go_through_in_blocks(shipped: MelRvqTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    wave = voice(40 * FRAME)
+    (codes,) = shipped.encode([wave])
+    (whole,) = shipped.decode([codes])
+    monkeypatch.setattr("moss.tokenizer.mel_spectrogram.BLOCK_VECTORS", 120)
+    assert torch.equal(shipped.encode([wave])[0], codes)
+    (long,) = shipped.decode([codes])
+    assert long.shape == whole.shape
+    # The last frame of the first block knows the one after it, and that is heard some vectors before.
+    assert torch.equal(long[: 80 * 160], shipped.decode([codes[:15]])[0][: 80 * 160])
+    # The second block begins 8 vectors before the end of the first.
+    level = [float(item[112 * 160 : 120 * 160].square().mean()) for item in (long, whole)]
+    assert 0.3 < level[0] / level[1] < 1.5
+
+
+def test_memory_grows_little_with_the_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    spectrogram = MelRvqWeights.load(shipped_weights()).spectrogram()
+    monkeypatch.setattr("moss.tokenizer.mel_spectrogram.BLOCK_VECTORS", 100)
+    peaks = []
+    for vectors in (200, 1600):
+        wave = voice(vectors * 160).numpy()
+        tracemalloc.start()
+        try:
+            spectrogram.synthesise(spectrogram.analyse(wave, vectors), 1)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    # 1,400 vectors more have 160 samples and 80 bands each; their spectra would have 513 complex values.
+    assert peaks[1] - peaks[0] < 1400 * 4 * (3 * 160 + 2 * 80)
 
 
 def test_shipped_weights_are_at_most_16_mb() -> None:

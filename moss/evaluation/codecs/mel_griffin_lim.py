@@ -48,5 +48,5 @@ class MelGriffinLim:
         frames = -(-samples.shape[0] // (spectrogram.hop * VECTORS_PER_FRAME))
         with one_blas_thread():
             mel = spectrogram.analyse(samples, frames * VECTORS_PER_FRAME)
-            decoded = spectrogram.griffin_lim(spectrogram.magnitudes(mel), self._iterations)
+            decoded = spectrogram.synthesise(mel, self._iterations)
         return with_length(decoded, samples.shape[0])

@@ -20,6 +20,9 @@ PESQ_WHOLE_S, PESQ_PIECE_S = 40, 20
 """The package writes beyond its arrays where it finds more than 50 bursts of speech, each at least 0.2 s long and 0.2 s
 from the next: 20 s never have as many, and 40 s of speech (the longest clip of LibriSpeech has 35) do not either."""
 
+STOI_WHOLE_S, STOI_PIECE_S = 600, 300
+"""The package takes some 1.5 MB of memory a second."""
+
 _PYSTOI_TOO_SHORT = 1e-5
 """What pystoi answers, with a warning, when too little speech is left; it is not a score."""
 _PYSTOI_MIN_SAMPLES = 410
@@ -27,6 +30,7 @@ _PYSTOI_MIN_SAMPLES = 410
 warnings.filterwarnings("ignore", message="Not enough STFT frames", category=RuntimeWarning)
 
 Wave = NDArray[np.floating]
+Samples = NDArray[np.float64]
 
 
 def pesq_nb_16k(reference: Wave, degraded: Wave) -> float:
@@ -74,6 +78,8 @@ def pesq_wb(reference: Wave, degraded: Wave) -> float:
 def stoi(reference: Wave, degraded: Wave, *, extended: bool = False) -> float:
     """Short-time objective intelligibility, 0 to 1; `extended` gives ESTOI.
 
+    A clip longer than `STOI_WHOLE_S` has the mean of equal pieces of at most `STOI_PIECE_S`, chosen as PESQ's are.
+
     Args:
         reference: Samples (N,) at 16 kHz.
         degraded: Samples (M,) at 16 kHz.
@@ -88,13 +94,16 @@ def stoi(reference: Wave, degraded: Wave, *, extended: bool = False) -> float:
 
     name = "ESTOI" if extended else "STOI"
     reference, degraded = check_pair(reference, degraded, name)
-    value = _PYSTOI_TOO_SHORT
-    if reference.shape[0] >= _PYSTOI_MIN_SAMPLES:
-        value = float(pystoi_stoi(reference, degraded, SCORING_RATE_HZ, extended=extended))
+    values = [
+        float(pystoi_stoi(*pair, SCORING_RATE_HZ, extended=extended))
+        for pair in _pieces(reference, degraded, SCORING_RATE_HZ, STOI_WHOLE_S, STOI_PIECE_S)
+        if pair[0].shape[0] >= _PYSTOI_MIN_SAMPLES
+    ]
     # Asked of the value, not of the warning beside it: warnings are caught for a process, clips scored in threads.
-    if value == _PYSTOI_TOO_SHORT:
+    scores = [value for value in values if value != _PYSTOI_TOO_SHORT]
+    if not scores:
         raise EvaluationError(f"{name}: less than 30 frames (about 0.4 s) of speech are left; the clip is too short")
-    return value
+    return sum(scores) / len(scores)
 
 
 def duration_error(generated_s: float, target_s: float) -> float:
@@ -112,17 +121,12 @@ def _pesq(reference: Wave, degraded: Wave, mode: Literal["nb", "wb"], *, halve_r
     from pesq import PesqError, pesq
 
     name, rate_hz = f"PESQ-{mode.upper()}", SCORING_RATE_HZ
-    reference, degraded = check_pair(reference, degraded, name)
+    pair = check_pair(reference, degraded, name)
     if halve_rate:
         from scipy.signal import resample_poly
 
-        reference, degraded, rate_hz = resample_poly(reference, 1, 2), resample_poly(degraded, 1, 2), rate_hz // 2
-    is_long = reference.shape[0] > PESQ_WHOLE_S * rate_hz
-    num_pieces = -(-reference.shape[0] // (PESQ_PIECE_S * rate_hz)) if is_long else 1
-    pieces = zip(np.array_split(reference, num_pieces), np.array_split(degraded, num_pieces), strict=True)
-    # PESQ brings a clip to its own level: what is faint in a piece must not be heard as its speech.
-    threshold = 1e-4 * np.mean(reference**2)
-    pairs = [pair for pair in pieces if np.mean(pair[0] ** 2) >= threshold]
+        pair, rate_hz = (resample_poly(pair[0], 1, 2), resample_poly(pair[1], 1, 2)), rate_hz // 2
+    pairs = _pieces(*pair, rate_hz, PESQ_WHOLE_S, PESQ_PIECE_S)
     try:
         # The C code scales by the joint peak and reports NaN as ValueError when the degraded clip has no level.
         return sum(float(pesq(rate_hz, *pair, mode)) for pair in pairs) / len(pairs)
@@ -130,6 +134,19 @@ def _pesq(reference: Wave, degraded: Wave, mode: Literal["nb", "wb"], *, halve_r
         reason = error.args[0] if error.args else error
         reason = reason.decode() if isinstance(reason, bytes) else str(reason)
         raise EvaluationError(f"{name} failed: {reason} ({type(error).__name__})") from error
+
+
+def _pieces(
+    reference: Samples, degraded: Samples, rate_hz: int, whole_s: int, piece_s: int
+) -> list[tuple[Samples, Samples]]:
+    """The pair where it is at most `whole_s` long, else equal pieces of at most `piece_s` that hold speech."""
+    if reference.shape[0] <= whole_s * rate_hz:
+        return [(reference, degraded)]
+    count = -(-reference.shape[0] // (piece_s * rate_hz))
+    pairs = zip(np.array_split(reference, count), np.array_split(degraded, count), strict=True)
+    # The scores bring a piece to its own level: what is faint in it must not be heard as its speech.
+    threshold = 1e-4 * np.mean(reference**2)
+    return [pair for pair in pairs if np.mean(pair[0] ** 2) >= threshold]
 
 
 def check_pair(reference: Wave, degraded: Wave, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -16,6 +16,8 @@ from moss.evaluation.metrics.signal import SCORING_RATE_HZ, Wave, check_pair
 SCALES = ((2048, 150), (512, 80))
 """(window in samples, mel bands)."""
 CLAMP = 1e-5
+_BLOCK_POSITIONS = 4096
+"""As many at a time, so that the memory does not grow with 25 times the clip's length."""
 MEL_SILENCE, STFT_SILENCE = 12.0, 16.6
 """What saying nothing scores on an average held-out clip of the embedded corpus: the floor of a failed clip."""
 
@@ -64,19 +66,21 @@ def _distance(reference: Wave, degraded: Wave, name: str, *, mel: bool) -> float
         )
     total = 0.0
     for window, bands in SCALES:
-        spectra = [_magnitudes(wave, window) for wave in (reference, degraded)]
-        if mel:
-            spectra = [spectrum @ _mel_filters(window, bands).T for spectrum in spectra]
-        total += magnitude_distance(*spectra)
+        pair = [_pieces(wave, window) for wave in (reference, degraded)]
+        positions = pair[0].shape[0]
+        for start in range(0, positions, _BLOCK_POSITIONS):
+            blocks = [pieces[start : start + _BLOCK_POSITIONS] for pieces in pair]
+            spectra = [np.abs(np.fft.rfft(pieces * _taper(window), axis=1)) for pieces in blocks]
+            if mel:
+                spectra = [spectrum @ _mel_filters(window, bands).T for spectrum in spectra]
+            total += magnitude_distance(*spectra) * (blocks[0].shape[0] / positions)
     return total
 
 
-def _magnitudes(wave: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """(positions, window / 2 + 1)."""
+def _pieces(wave: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """What each position sees (positions, window), a view."""
     padded = np.pad(wave, window // 2, mode="reflect")
-    pieces = np.lib.stride_tricks.sliding_window_view(padded, window)[:: window // 4]
-    magnitudes: NDArray[np.float64] = np.abs(np.fft.rfft(pieces * _taper(window), axis=1))
-    return magnitudes
+    return np.lib.stride_tricks.sliding_window_view(padded, window)[:: window // 4]
 
 
 @cache
