@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     settings = FitSettings(**options)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     utterances = sorted(
-        (u for u in read_manifest(manifest, needs_text=False) if (u.split or split_of(u.text)) == TRAIN),
+        (u for u in read_manifest(manifest, needs_text=False) if u.audio and (u.split or split_of(u.text)) == TRAIN),
         key=lambda u: u.id,
     )
     weights = fit(_waves(utterances), settings)

@@ -205,6 +205,6 @@ def _convert_scalar(kind: Any, value: Any, path: str, problems: list[str]) -> An
     words_of = {Path: "a path", bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
     is_bare_number = kind is str and isinstance(value, int | float) and not isinstance(value, bool)
     # A shell takes one pair of quotes away, YAML wants another.
-    hint = f"; a text of digits wants quotes, on the command line '\"{value}\"'" if is_bare_number else ""
+    hint = "; a text of digits wants quotes, on the command line '\"...\"'" if is_bare_number else ""
     problems.append(f"{path}: expected {words_of[kind]}, got {value!r}{hint}")
     return None

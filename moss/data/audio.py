@@ -38,7 +38,7 @@ REFERENCE_DBFS, MAX_GAIN_DB = -20.0, 3.0
 
 NO_SAMPLES = "zero duration: the file holds no samples"
 
-_LARGEST_RATE_HZ = 384_000
+_LARGEST_VALUES_PER_S = 8 * 384_000
 _G722_RATE_HZ = 16000
 _G722_BITS_PER_S = 64000
 
@@ -204,7 +204,8 @@ def audio_blocks(
         resampler = _Resampler(rate_hz, sampling_rate_hz, kept)
         for block in itertools.chain(decoded.blocks, [None]):
             total_in += 0 if block is None else block.shape[0]
-            out = resampler.finish() if block is None else resampler.push(_mixed(block, kept, path))
+            out = resampler.finish() if block is None else resampler.push(_finite(_mixed(block, kept), path))
+            _finite(out, path)
             if out.shape[0]:
                 total_out += out.shape[0]
                 wave = torch.from_numpy(np.ascontiguousarray(out.T))
@@ -233,14 +234,20 @@ class _Resampler:
         return self._none if self._stream is None else self._stream.resample_chunk(self._none, last=True)
 
 
-def _mixed(block: FloatArray, kept: int, path: Path | str) -> FloatArray:
-    """A part with `kept` channels; more are mixed by their mean."""
-    with np.errstate(over="ignore"):
-        mixed: FloatArray = block if block.shape[1] == kept else block.mean(axis=1, keepdims=True, dtype=np.float32)
-    # The mean of finite samples near the largest float is not finite; one that is not never becomes so.
-    if not np.isfinite(mixed).all():
-        raise DataError(f"{path}: non-finite samples (NaN or infinity)")
+def _mixed(block: FloatArray, kept: int) -> FloatArray:
+    """A part with `kept` channels; more are mixed by their mean, which NaN and infinity do not leave finite."""
+    if block.shape[1] == kept:
+        return block
+    with np.errstate(over="ignore", invalid="ignore"):
+        mixed: FloatArray = block.mean(axis=1, keepdims=True, dtype=np.float32)
     return mixed
+
+
+def _finite(part: FloatArray, path: Path | str) -> FloatArray:
+    """Refuse samples that are not finite; near the largest float their mean and what a filter makes of them are not."""
+    if not np.isfinite(part).all():
+        raise DataError(f"{path}: non-finite samples (NaN or infinity)")
+    return part
 
 
 def resample(wave: FloatArray, from_hz: int, to_hz: int) -> FloatArray:
@@ -310,8 +317,8 @@ def _open_soundfile(path: Path, block_s: float) -> Iterator[DecodedBlocks]:
 
     try:
         with Forward(str(path)) as file:
-            # soundfile takes the memory of a block before it reads: a header may say any rate.
-            rate_hz = min(file.samplerate, _LARGEST_RATE_HZ)
+            # soundfile takes the memory of a block before it reads: a header may say any rate and many channels.
+            rate_hz = min(file.samplerate, _LARGEST_VALUES_PER_S // file.channels)
             blocks = _soundfile_blocks(file, max(1, round(block_s * rate_hz)))
             yield DecodedBlocks(file.samplerate, file.channels, blocks)
     except (soundfile.LibsndfileError, OSError) as error:
@@ -352,6 +359,8 @@ def _open_pyav(path: Path) -> Iterator[DecodedBlocks]:
             stream = container.streams.audio[0]
             if stream.codec_context is None:
                 raise DataError(f"{path}: PyAV has no decoder for its sound; convert the file to wav or flac")
+            if not stream.rate or not stream.channels:
+                raise DataError(f"{path}: corrupt or unknown audio: {stream.rate} Hz, {stream.channels} channels")
             yield DecodedBlocks(stream.rate, stream.channels, _pyav_blocks(container, stream, path))
     except (av.FFmpegError, UnicodeError) as error:
         # Tags that are no UTF-8 end the opening of a file, too.
@@ -363,16 +372,13 @@ def _pyav_blocks(container: Any, stream: Any, path: Path) -> Iterator[FloatArray
     import av
 
     resampler = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
-    first: tuple[int, str] | None = None
+    first = ""
     for frame in itertools.chain(container.decode(stream), [None]):
         if frame is not None:
-            found = (frame.sample_rate, frame.layout.name)
+            found = f"{frame.sample_rate} Hz {frame.layout.name} {frame.format.name}"
             first = first or found
             if found != first:
-                raise DataError(
-                    f"{path}: changes from {first[0]} Hz {first[1]} to {found[0]} Hz {found[1]} on the way; convert "
-                    "the file to wav or flac"
-                )
+                raise DataError(f"{path}: changes from {first} to {found} on the way; convert the file to wav or flac")
         for block in resampler.resample(frame):
             if block.samples:
                 yield block.to_ndarray().T.astype(np.float32)

@@ -64,9 +64,11 @@ def inspect_recording(path: Path) -> Inspection:
         with open_blocks(path) as decoded:
             for block in decoded.blocks:
                 num_samples += block.shape[0]
-                is_finite = is_finite and bool(np.isfinite(block).all())
+                with np.errstate(over="ignore", invalid="ignore"):
+                    mean = block.mean(axis=1)
+                is_finite = is_finite and bool(np.isfinite(mean).all())
                 if is_finite:
-                    peak = max(peak, float(np.abs(block.mean(axis=1)).max()))
+                    peak = max(peak, float(np.abs(mean).max()))
                     clipped += int((np.abs(block) >= FULL_SCALE).sum())
     except DataError as error:
         return dataclasses.replace(seen, problem=str(error).removeprefix(f"{path}: "))
@@ -104,7 +106,7 @@ class Inspector:
         self._known: dict[tuple[str, int, int], Inspection] = {}
         names = {field.name for field in dataclasses.fields(Inspection)}
         for row in read_journal(memory):
-            if set(row) == names:
+            if set(row) == names and not row["problem"]:
                 seen = Inspection(**row)
                 self._known[(seen.path, seen.size_bytes, seen.changed_ns)] = seen
 
@@ -115,10 +117,11 @@ class Inspector:
         if known is not None:
             return known
         seen = inspect_recording(absolute)
+        if seen.size_bytes >= 0:
+            self._known[(seen.path, seen.size_bytes, seen.changed_ns)] = seen
         # What is wrong may lie here, not in the file: a missing package, a disk that could not be read.
         if not seen.problem:
             append_jsonl(self._memory, dataclasses.asdict(seen), durable=False)
-            self._known[(seen.path, seen.size_bytes, seen.changed_ns)] = seen
         return seen
 
 

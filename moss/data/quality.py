@@ -150,8 +150,8 @@ def select_utterances(
     """Keep the utterances that reach the limits, with their figures in `extra` (`dnsmos_ovrl`, `asr_wer`).
 
     An utterance that a limit applies to and that was not measured is dropped and counted as such. The word error rate
-    applies to languages that the recogniser knows, others have no figure. Clips of split "reference" are kept: others
-    name them. A conversation is kept whole or not at all.
+    applies to texts in languages that the recogniser knows, other rows have no figure. Clips of split "reference" are
+    kept: others name them. A conversation is kept whole or not at all.
 
     Args:
         utterances: Of a manifest.

@@ -26,7 +26,7 @@ from moss.evaluation.backends.asr import available_cores
 from moss.evaluation.backends.interface import Recogniser, SpeakerEncoder, Wave16k
 from moss.evaluation.items import Item, duration_s, read_wave
 from moss.evaluation.metrics.signal import (
-    PESQ_WHOLE_S,
+    PESQ_PIECE_S,
     STOI_WHOLE_S,
     duration_error,
     pesq_nb_8k,
@@ -61,7 +61,7 @@ _PACKAGES = {
     Metric.MEL_DISTANCE: "librosa",
     Metric.STFT_DISTANCE: "numpy",
 }
-_WHOLE_S = {"pesq": PESQ_WHOLE_S, "pystoi": STOI_WHOLE_S}
+_WHOLE_S = {"pesq": PESQ_PIECE_S, "pystoi": STOI_WHOLE_S}
 _OWN_METHODS = {Metric.DURATION_ERROR: "clip length", Metric.RTF: "wall clock"}
 
 

@@ -267,9 +267,9 @@ def _device(device: str | None) -> str:
 
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(1, device=chosen)
-    # A build without CUDA asserts, a missing or unknown device is a RuntimeError.
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=chosen).item()
+    # A build without CUDA asserts, a missing or unknown device is a RuntimeError, one from a package an ImportError.
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise EvaluationError(f"device={chosen}: cannot be used: {str(error).splitlines()[0]}") from error
     return chosen
 

@@ -104,10 +104,10 @@ def usable_device(device: torch.device | str) -> torch.device:
         GenerationError: It does not exist here.
     """
     try:
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
         return torch.device(device)
-    # A build without CUDA asserts, a missing or unknown device is a RuntimeError.
-    except (RuntimeError, AssertionError) as error:
+    # A build without CUDA asserts, a missing or unknown device is a RuntimeError, one from a package an ImportError.
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise GenerationError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 

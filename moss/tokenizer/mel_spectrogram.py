@@ -63,8 +63,9 @@ class MelSpectrogram:
         margin = (self.fft_length - self.hop) // 2
         padded = np.pad(wave.astype(np.float32, copy=False), (margin, margin + vectors * self.hop - wave.shape[0]))
         mel = np.empty((vectors, self.filterbank.shape[0]), dtype=np.float32)
-        for start in range(0, vectors, BLOCK_VECTORS):
-            stop = min(start + BLOCK_VECTORS, vectors)
+        for stop in [*range(BLOCK_VECTORS, vectors, BLOCK_VECTORS), vectors]:
+            # All blocks have one size: BLAS may round a smaller one otherwise.
+            start = max(0, stop - BLOCK_VECTORS)
             seen = padded[start * self.hop : (stop - 1) * self.hop + self.fft_length]
             mel[start:stop] = np.abs(self._spectrum(seen)) @ self.filterbank.T
         return mel

@@ -64,8 +64,9 @@ def train_tokenizer(config: TrainConfig) -> Path:
             f"tokenizer_training.mid_side_weight={config.tokenizer_training.mid_side_weight}: a mono tokenizer has no "
             "middle and sides; leave it at 0"
         )
-    _warn_of_what_never_begins(config)
     folder, mine = run_folder(config), processes()
+    if mine.is_first:
+        _warn_of_what_never_begins(config)
     spec = config.tokenizer.spec()
     data = SegmentData(config.tokenizer_training, spec, config.seed, config.schedule.max_validation_examples, mine)
     if not is_finished(folder, config):
@@ -85,12 +86,13 @@ def _warn_of_what_never_begins(config: TrainConfig) -> None:
             settings.bypass_steps,
             end,
         )
-    first = settings.discriminator.from_step
-    if first is not None and first >= end:
+    first, wait = settings.discriminator.from_step, settings.discriminator.warmup_steps
+    if first is not None and first + wait >= end:
         logger.warning(
-            "tokenizer_training.discriminator.from_step=%d: training ends at step %d, before the second stage; lower "
-            "it, or set it to null",
+            "tokenizer_training.discriminator.from_step=%d with warmup_steps=%d: training ends at step %d, before the "
+            "discriminators judge; lower them, or set from_step to null",
             first,
+            wait,
             end,
         )
 

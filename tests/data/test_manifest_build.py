@@ -1,6 +1,6 @@
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -166,9 +166,28 @@ def test_what_was_wrong_is_looked_at_again(tmp_path, monkeypatch):
     )
     assert len(_build(tmp_path, folder, max_bad_frac=0.5).utterances) == 3
     assert _reasons(tmp_path) == {"clip01": "needs PyAV"}
+    # A journal of before, in which it stands.
+    with open(tmp_path / "inspected.jsonl", "a") as file:
+        file.write(json.dumps(asdict(replace(real(folder / "clip01.wav"), problem="needs PyAV"))) + "\n")
     monkeypatch.undo()
     assert len(_build(tmp_path, folder).utterances) == 4
     assert _reasons(tmp_path) == {}
+
+
+def test_a_bad_recording_is_looked_at_once_in_a_run(tmp_path, monkeypatch):
+    seen = []
+    real = inspect_recording
+    monkeypatch.setattr("moss.data.inspection.inspect_recording", lambda path: seen.append(path.name) or real(path))
+    (tmp_path / "bad.wav").write_bytes(b"no audio")
+    inspect = Inspector(tmp_path / "memory.jsonl")
+    assert inspect(tmp_path / "bad.wav") == inspect(tmp_path / "bad.wav")
+    assert seen == ["bad.wav"]
+
+
+def test_samples_whose_mean_is_not_finite(tmp_path):
+    largest = np.full((100, 2), np.finfo(np.float32).max, np.float32)
+    soundfile.write(tmp_path / "a.wav", largest, RATE_HZ, "FLOAT")
+    assert inspect_recording(tmp_path / "a.wav").problem == "non-finite samples (NaN or infinity)"
 
 
 def test_inspection_of_a_vanished_file_is_not_remembered(tmp_path):

@@ -40,15 +40,24 @@ def test_pesq_reports_what_the_library_reports(metric):
         metric(quiet, CLIP)
 
 
+def test_many_bursts_do_not_end_the_process():
+    # 68 of them in 30 s, for which the package has no room.
+    bursts = np.tile(np.concatenate([voice(0.22), np.zeros(3520)]), 68)
+    assert pesq_wb(bursts, bursts) == pytest.approx(4.64, abs=0.01)
+
+
 def test_long_clips_have_the_mean_of_their_pieces():
-    # 60 bursts of speech: more than the package has room for; the second third is silent.
-    burst = np.concatenate([voice(0.4), np.zeros(4800)])
-    part = np.tile(burst, 30)[: 20 * 16000]
-    quiet = np.full_like(part, 1e-9)
-    reference = np.concatenate([part, quiet, part])
-    degraded = np.concatenate([part, quiet, with_noise(part, 10)])
-    expected = (pesq_wb(part, part) + pesq_wb(part, with_noise(part, 10))) / 2
+    part = np.tile(CLIP, 14)[: 20 * 16000]
+    noisy, faint, click = with_noise(part, 10), np.full_like(part, 1e-9), np.zeros_like(part)
+    click[1600:3200] = np.random.default_rng(0).normal(size=1600)
+    reference = np.concatenate([part, faint, click, part])
+    degraded = np.concatenate([part, faint, click, noisy])
+    expected = (pesq_wb(part, part) + pesq_wb(part, noisy)) / 2
     assert pesq_wb(reference, degraded) == pytest.approx(expected, abs=1e-6)
+    lost = np.concatenate([part, np.zeros_like(part)])
+    assert pesq_wb(np.tile(part, 2), lost) == pytest.approx((pesq_wb(part, part) + 1.0) / 2, abs=1e-6)
+    with pytest.raises(EvaluationError, match=r"PESQ-WB failed: .+ \(NoUtterancesError\)"):
+        pesq_wb(np.tile(click, 2), np.tile(click, 2))
 
 
 @pytest.mark.parametrize("extended", [False, True])

@@ -95,9 +95,10 @@ def test_names_stay_apart_where_codes_are_equal(tmp_path):
     assert [system.family for system in systems] == ["mel_rvq", f"mel_rvq {revision[:6]}", f"mel_rvq {revision}"]
 
 
-def test_a_device_that_does_not_exist():
-    with pytest.raises(EvaluationError, match=r"device=gpu: cannot be used: .+"):
-        build_systems(config(device="gpu"))
+@pytest.mark.parametrize("device", ["gpu", "hpu", "meta", "cpu:x"])
+def test_a_device_that_cannot_compute(device):
+    with pytest.raises(EvaluationError, match=rf"device={device}: cannot be used: .+"):
+        build_systems(config(device=device))
 
 
 def test_yaml_file_and_what_does_not_exist(tmp_path):

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 import statistics
 
@@ -5,6 +6,7 @@ import pytest
 
 from moss.config.evaluation import TOKENIZER_METRICS, BenchmarkName, BootstrapConfig, EvalConfig, Metric
 from moss.data.files import sha256_file
+from moss.data.manifest import read_manifest, write_manifest
 from moss.evaluation.run import evaluate
 from moss.evaluation.summary import read_summary
 from moss.evaluation.systems import CodecSystem
@@ -171,6 +173,15 @@ def test_clip_that_one_system_refuses_counts_in_that_one(tmp_path):
     assert tokenizer.scores[Metric.STOI].n_scored == 3
     assert codec.scores[Metric.STOI].n_scored == 2
     assert "Half 600, u1, STOI: too odd a clip" in summary.notes
+
+
+def test_texts_without_a_word_have_no_wer(tmp_path):
+    path = write_clips(tmp_path)
+    rows = read_manifest(path)
+    write_manifest(path, [dataclasses.replace(rows[0], text="..."), *rows[1:]])
+    summary = score(tmp_path, fake_systems(codebooks=[1]))
+    assert [row.scores[Metric.WER].n_scored for row in summary.rows] == [2, 2]
+    assert any("1 clips (language en) have no WER" in note for note in summary.notes)
 
 
 def test_clips_without_wer(tmp_path):

@@ -71,7 +71,7 @@ def test_memory_grows_little_with_the_length(monkeypatch: pytest.MonkeyPatch) ->
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
-    # 1,400 vectors more have 160 samples and 80 bands each; their spectra would have 513 complex values.
+    # 1,400 vectors more have 160 samples and 80 bands each; their spectra would have 321 complex values.
     assert peaks[1] - peaks[0] < 1400 * 4 * (3 * 160 + 2 * 80)
 
 

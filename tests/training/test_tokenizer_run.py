@@ -20,6 +20,7 @@ from moss.errors import CheckpointError, ConfigError
 from moss.tokenizer.build import build_tokenizer
 from moss.tokenizer.cat import CatTokenizer
 from moss.training.checkpoint import FolderCheckpointIO
+from moss.training.processes import Processes
 from moss.training.run import train
 from moss.training.tokenizer_score import HeldoutScores, stoi
 from tests.tokenizer.conftest import small_settings
@@ -88,6 +89,21 @@ def test_a_last_checkpoint_that_could_not_be_written_is_an_error_at_the_wall_tim
     with pytest.raises(CheckpointError, match="step-00000001: could not be written"):
         train(config)
     assert not (run_folder(config) / "heldout.json").exists()
+
+
+def test_other_processes_do_not_miss_what_the_first_has_not_named_yet(
+    whole: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_run(whole[0], tmp_path, max_wall_s=1e-3)
+    folder = train(config)
+
+    def unnamed(*_: object, **__: object) -> None:
+        monkeypatch.setattr("moss.training.tokenizer_run.processes", lambda: Processes(count=2, rank=1, per_node=2))
+        raise CheckpointError("the first process is still writing")
+
+    monkeypatch.setattr(FolderCheckpointIO, "save_checkpoint", unnamed)
+    train(config)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000001"]
 
 
 def test_only_cat_can_be_trained(whole: tuple[Path, Path, str], tmp_path: Path) -> None:
@@ -233,11 +249,11 @@ def test_mixed_precision_reaches_every_loss(whole: tuple[Path, Path, str], tmp_p
 def test_stages_that_would_never_begin_are_said(
     whole: tuple[Path, Path, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    discriminator = ADVERSARIAL["discriminator"] | {"from_step": 12}
+    discriminator = ADVERSARIAL["discriminator"] | {"from_step": 10, "warmup_steps": 2}
     config = tiny_run(whole[0], tmp_path, discriminator=discriminator, bypass_steps=12, max_wall_s=1e-3)
     train(config)
     assert "bypass_steps=12: training ends at step 12, before any codebook learns; lower it or raise" in caplog.text
-    assert "discriminator.from_step=12: training ends at step 12, before the second stage; lower it" in caplog.text
+    assert "discriminator.from_step=10 with warmup_steps=2: training ends at step 12, before the disc" in caplog.text
 
 
 def test_ten_milliseconds_have_no_stoi() -> None:

@@ -16,9 +16,9 @@ SCORING_RATE_HZ = 16_000
 PESQ_FLOOR = 1.0
 STOI_FLOOR = 0.0
 
-PESQ_WHOLE_S, PESQ_PIECE_S = 40, 20
+PESQ_PIECE_S = 20
 """The package writes beyond its arrays where it finds more than 50 bursts of speech, each at least 0.2 s long and 0.2 s
-from the next: 20 s never have as many, and 40 s of speech (the longest clip of LibriSpeech has 35) do not either."""
+from the next: 20 s never have as many."""
 
 STOI_WHOLE_S, STOI_PIECE_S = 600, 300
 """The package takes some 1.5 MB of memory a second."""
@@ -36,8 +36,8 @@ Samples = NDArray[np.float64]
 def pesq_nb_16k(reference: Wave, degraded: Wave) -> float:
     """Narrow-band PESQ computed *at 16 kHz* (not 8 kHz), about 1 to 4.55; identical clips give 4.5486.
 
-    A clip longer than `PESQ_WHOLE_S` has the mean of equal pieces of at most `PESQ_PIECE_S`; a piece more than 40 dB
-    below the clip's level has no speech and does not count.
+    A clip longer than `PESQ_PIECE_S` has the mean of equal pieces of at most that length. A piece without speech, or
+    more than 40 dB below the clip's level, does not count; one that came back without any level counts as `PESQ_FLOOR`.
 
     Args:
         reference: Samples (N,) at 16 kHz.
@@ -118,7 +118,7 @@ def duration_error(generated_s: float, target_s: float) -> float:
 
 
 def _pesq(reference: Wave, degraded: Wave, mode: Literal["nb", "wb"], *, halve_rate: bool = False) -> float:
-    from pesq import PesqError, pesq
+    from pesq import NoUtterancesError, PesqError, pesq
 
     name, rate_hz = f"PESQ-{mode.upper()}", SCORING_RATE_HZ
     pair = check_pair(reference, degraded, name)
@@ -126,14 +126,25 @@ def _pesq(reference: Wave, degraded: Wave, mode: Literal["nb", "wb"], *, halve_r
         from scipy.signal import resample_poly
 
         pair, rate_hz = (resample_poly(pair[0], 1, 2), resample_poly(pair[1], 1, 2)), rate_hz // 2
-    pairs = _pieces(*pair, rate_hz, PESQ_WHOLE_S, PESQ_PIECE_S)
-    try:
-        # The C code scales by the joint peak and reports NaN as ValueError when the degraded clip has no level.
-        return sum(float(pesq(rate_hz, *pair, mode)) for pair in pairs) / len(pairs)
-    except (PesqError, ValueError) as error:
-        reason = error.args[0] if error.args else error
-        reason = reason.decode() if isinstance(reason, bytes) else str(reason)
-        raise EvaluationError(f"{name} failed: {reason} ({type(error).__name__})") from error
+    pairs = _pieces(*pair, rate_hz, PESQ_PIECE_S, PESQ_PIECE_S)
+    scores: list[float] = []
+    failure: Exception | None = None
+    for piece in pairs:
+        try:
+            scores.append(float(pesq(rate_hz, *piece, mode)))
+        except NoUtterancesError as error:
+            failure = error
+        except (PesqError, ValueError) as error:
+            # The C code scales by the joint peak and reports NaN as ValueError when the degraded clip has no level.
+            failure = error
+            if isinstance(error, ValueError) and len(pairs) > 1:
+                scores.append(PESQ_FLOOR)
+    if scores:
+        return sum(scores) / len(scores)
+    assert failure is not None
+    reason = failure.args[0] if failure.args else failure
+    reason = reason.decode() if isinstance(reason, bytes) else str(reason)
+    raise EvaluationError(f"{name} failed: {reason} ({type(failure).__name__})") from failure
 
 
 def _pieces(

@@ -12,6 +12,7 @@ from moss.evaluation.clips import ClipChoice
 from moss.evaluation.curves import bitrate_charts, write_curves
 from moss.evaluation.items import Item
 from moss.evaluation.markdown import write_markdown
+from moss.evaluation.metrics.wer import num_tokens
 from moss.evaluation.protocol import METRICS, TOKENIZER_PROTOCOL
 from moss.evaluation.published import published_tokenizers
 from moss.evaluation.reconstruction import Original, Reconstruction, reconstruct, write_originals
@@ -173,7 +174,8 @@ def tokenizer_items(
 
 
 def _has_wer(utterance: Utterance, languages: frozenset[str] | None) -> bool:
-    return bool(utterance.text) and (languages is None or utterance.language in languages)
+    known = languages is None or utterance.language in languages
+    return known and num_tokens(utterance.text, utterance.language) > 0
 
 
 def _shown(systems: Sequence[System]) -> list[str]:

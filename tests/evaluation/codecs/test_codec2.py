@@ -2,6 +2,7 @@
 
 import math
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -29,10 +30,15 @@ def test_more_bits_are_more_intelligible():
 
 
 @pytest.mark.parametrize("mode", CODEC2_MODES)
-def test_rate_is_the_modes(mode):
+def test_rate_is_the_modes(mode, monkeypatch):
     codec = Codec2Codec(mode)
     assert codec.bits_per_s == int(mode.removesuffix("C"))
-    coder = codec._package.Codec2(int(mode.removesuffix("C")))
+    coders = []
+    make = codec._package.Codec2
+    package = types.SimpleNamespace(Codec2=lambda number: coders.append(make(number)) or coders[-1])
+    monkeypatch.setattr(codec, "_package", package)
+    codec.reconstruct(clip()[:1600])
+    (coder,) = coders
     size = coder.samples_per_frame()
     packet = coder.encode(np.zeros(size, dtype=np.int16))
     assert len(packet) == math.ceil(codec.bits_per_s * size / 8000 / 8)
