@@ -177,7 +177,7 @@ def test_what_cannot_be_loaded(checkpoint: Path, changes: dict[str, Any], error:
         moss.load(checkpoint, **changes)
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "hpu", "meta"])
 def test_a_device_that_is_not_there(checkpoint: Path, device: str) -> None:
     with pytest.raises(GenerationError, match=f"device '{device}' cannot be used: "):
         moss.load(checkpoint, device=device)
