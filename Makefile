@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml requirements/no-deps.txt
 quickstart: venv  ## fetch speech, train a generator, speak, score: some 20 minutes on 2 cores
 	$(PY) data_prep/00_fetch_speech.py --languages en
 	$(PY) data_prep/01_manifest.py
-	$(PY) data_prep/02_encode_codes.py
+	$(PY) data_prep/02_encode_codes.py --tokenizer cat_embedded
 	$(PY) data_prep/03_write_shards.py
 	$(PY) data_prep/04_verify_shards.py
 	$(PY) train.py experiment=quickstart
