@@ -37,6 +37,7 @@ REFERENCE_DBFS, MAX_GAIN_DB = -20.0, 3.0
 """Level of voice clips in the published models, and how far a clip is moved towards it."""
 
 NO_SAMPLES = "zero duration: the file holds no samples"
+NON_FINITE = "non-finite samples (NaN or infinity)"
 
 _LARGEST_VALUES_PER_S = 8 * 384_000
 _G722_RATE_HZ = 16000
@@ -204,8 +205,10 @@ def audio_blocks(
         resampler = _Resampler(rate_hz, sampling_rate_hz, kept)
         for block in itertools.chain(decoded.blocks, [None]):
             total_in += 0 if block is None else block.shape[0]
-            out = resampler.finish() if block is None else resampler.push(_finite(_mixed(block, kept), path))
-            _finite(out, path)
+            out = resampler.finish() if block is None else resampler.push(mix_channels(block, kept))
+            # Of the result: a sample that is not finite, or a mean or filter near the largest float, shows there.
+            if not np.isfinite(out).all():
+                raise DataError(f"{path}: {NON_FINITE}")
             if out.shape[0]:
                 total_out += out.shape[0]
                 wave = torch.from_numpy(np.ascontiguousarray(out.T))
@@ -234,20 +237,16 @@ class _Resampler:
         return self._none if self._stream is None else self._stream.resample_chunk(self._none, last=True)
 
 
-def _mixed(block: FloatArray, kept: int) -> FloatArray:
-    """A part with `kept` channels; more are mixed by their mean, which NaN and infinity do not leave finite."""
+def mix_channels(block: FloatArray, kept: int) -> FloatArray:
+    """A part (samples, channels) with `kept` channels; more are mixed by their mean.
+
+    NaN and infinity do not leave it finite, nor do samples near the largest float; no warning says so.
+    """
     if block.shape[1] == kept:
         return block
     with np.errstate(over="ignore", invalid="ignore"):
         mixed: FloatArray = block.mean(axis=1, keepdims=True, dtype=np.float32)
     return mixed
-
-
-def _finite(part: FloatArray, path: Path | str) -> FloatArray:
-    """Refuse samples that are not finite; near the largest float their mean and what a filter makes of them are not."""
-    if not np.isfinite(part).all():
-        raise DataError(f"{path}: non-finite samples (NaN or infinity)")
-    return part
 
 
 def resample(wave: FloatArray, from_hz: int, to_hz: int) -> FloatArray:

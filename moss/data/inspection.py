@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moss.data.audio import NO_SAMPLES, open_blocks
+from moss.data.audio import NO_SAMPLES, NON_FINITE, mix_channels, open_blocks
 from moss.data.files import append_jsonl, read_journal, sha256_file
 from moss.errors import DataError
 
@@ -64,8 +64,7 @@ def inspect_recording(path: Path) -> Inspection:
         with open_blocks(path) as decoded:
             for block in decoded.blocks:
                 num_samples += block.shape[0]
-                with np.errstate(over="ignore", invalid="ignore"):
-                    mean = block.mean(axis=1)
+                mean = mix_channels(block, 1)
                 is_finite = is_finite and bool(np.isfinite(mean).all())
                 if is_finite:
                     peak = max(peak, float(np.abs(mean).max()))
@@ -78,7 +77,7 @@ def inspect_recording(path: Path) -> Inspection:
     if not num_samples:
         return dataclasses.replace(seen, problem=NO_SAMPLES)
     if not is_finite:
-        problem, peak, clipped = "non-finite samples (NaN or infinity)", 0.0, 0
+        problem, peak, clipped = NON_FINITE, 0.0, 0
     elif not lowest <= rate_hz <= highest:
         problem = f"sampling rate {rate_hz} Hz: expected {lowest} to {highest} Hz; convert the recording"
     elif peak < SILENCE_PEAK:

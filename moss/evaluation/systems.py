@@ -265,12 +265,12 @@ def _codecs(baseline: Baseline, config: EvalConfig) -> Sequence[Codec]:
 def _device(device: str | None) -> str:
     import torch
 
+    from moss.tokenizer.build import device_problem
+
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=chosen).item()
-    # A build without CUDA asserts, a missing or unknown device is a RuntimeError, one from a package an ImportError.
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise EvaluationError(f"device={chosen}: cannot be used: {str(error).splitlines()[0]}") from error
+    problem = device_problem(chosen)
+    if problem:
+        raise EvaluationError(f"device={chosen}: cannot be used: {problem}")
     return chosen
 
 

@@ -22,7 +22,7 @@ from moss.model.decoder import choose_attention
 from moss.model.hf_map import CONFIG_FILE, architecture_of, read_config
 from moss.model.interface import Generator
 from moss.sequence.layout import build_layout
-from moss.tokenizer.build import build_tokenizer
+from moss.tokenizer.build import build_tokenizer, device_problem
 from moss.tokenizer.interface import AudioTokenizer
 
 logger = logging.getLogger(__name__)
@@ -103,12 +103,10 @@ def usable_device(device: torch.device | str) -> torch.device:
     Raises:
         GenerationError: It does not exist here.
     """
-    try:
-        torch.zeros(1, device=device).item()
-        return torch.device(device)
-    # A build without CUDA asserts, a missing or unknown device is a RuntimeError, one from a package an ImportError.
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise GenerationError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+    problem = device_problem(device)
+    if problem:
+        raise GenerationError(f"device {str(device)!r} cannot be used: {problem}")
+    return torch.device(device)
 
 
 def move_all_but_layers(model: Generator, device: torch.device) -> None:

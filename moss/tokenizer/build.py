@@ -52,3 +52,13 @@ def weights_path(config: CatConfig) -> Path:
         there = ", ".join(sorted(file.stem for file in path.parent.glob("*.safetensors")))
         raise ConfigError(f"tokenizer.shipped: no weights {config.shipped!r} in {path.parent}, only {there}")
     return path
+
+
+def device_problem(device: torch.device | str) -> str:
+    """Why nothing can be computed on a device; empty where it can."""
+    try:
+        torch.zeros(1, device=device).item()
+    # A build without CUDA asserts, a missing or unknown device is a RuntimeError, one from a package an ImportError.
+    except (RuntimeError, AssertionError, ImportError) as error:
+        return str(error).splitlines()[0]
+    return ""

@@ -126,25 +126,30 @@ def _pesq(reference: Wave, degraded: Wave, mode: Literal["nb", "wb"], *, halve_r
         from scipy.signal import resample_poly
 
         pair, rate_hz = (resample_poly(pair[0], 1, 2), resample_poly(pair[1], 1, 2)), rate_hz // 2
-    pairs = _pieces(*pair, rate_hz, PESQ_PIECE_S, PESQ_PIECE_S)
-    scores: list[float] = []
-    failure: Exception | None = None
-    for piece in pairs:
+    pieces = _pieces(*pair, rate_hz, PESQ_PIECE_S, PESQ_PIECE_S)
+    scores = []
+    without_speech: Exception | None = None
+    for piece in pieces:
         try:
             scores.append(float(pesq(rate_hz, *piece, mode)))
         except NoUtterancesError as error:
-            failure = error
-        except (PesqError, ValueError) as error:
+            without_speech = error
+        except ValueError as error:
             # The C code scales by the joint peak and reports NaN as ValueError when the degraded clip has no level.
-            failure = error
-            if isinstance(error, ValueError) and len(pairs) > 1:
-                scores.append(PESQ_FLOOR)
-    if scores:
-        return sum(scores) / len(scores)
-    assert failure is not None
-    reason = failure.args[0] if failure.args else failure
+            if len(pieces) == 1:
+                raise _pesq_error(name, error) from error
+            scores.append(PESQ_FLOOR)
+        except PesqError as error:
+            raise _pesq_error(name, error) from error
+    if not scores:
+        raise _pesq_error(name, without_speech) from without_speech
+    return sum(scores) / len(scores)
+
+
+def _pesq_error(name: str, cause: Exception | None) -> EvaluationError:
+    reason = cause.args[0] if cause and cause.args else cause
     reason = reason.decode() if isinstance(reason, bytes) else str(reason)
-    raise EvaluationError(f"{name} failed: {reason} ({type(failure).__name__})") from failure
+    return EvaluationError(f"{name} failed: {reason} ({type(cause).__name__})")
 
 
 def _pieces(
