@@ -295,7 +295,7 @@ def write_wav(path: Path | str, wave: "Tensor | FloatArray", sampling_rate_hz: i
     if samples.ndim != 1 and (samples.ndim != 2 or samples.shape[0] != 2):
         raise DataError(f"{path}: expected a wave of shape (samples,) or (2, samples), got {samples.shape}")
     if not np.isfinite(samples).all():
-        raise DataError(f"{path}: non-finite samples (NaN or infinity)")
+        raise DataError(f"{path}: {NON_FINITE}")
     buffer = io.BytesIO()
     clipped = np.clip(samples.astype(np.float32), -1.0, 1.0)
     soundfile.write(buffer, clipped.T, sampling_rate_hz, format="WAV", subtype="PCM_16")
